@@ -44,7 +44,7 @@ class OutsideOutputFolder(Exception):
 
 
 class ModelFolders:
-    """The folders of one engine. `base` holds models/, input/, output/ and temp/; `extra` are further models/ folders, searched after it."""
+    """The folders of one engine. `base` holds models/, input/, output/ and temp/; `extra` are further models/ folders."""
 
     def __init__(self, base: Path, extra: Sequence[Path] = ()) -> None:
         self.base = base.resolve()
