@@ -1,0 +1,37 @@
+"""Base models as data: what `base_models.toml` says of each. Knows names, files and defaults, never a path or a download."""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from comfy_workflows.errors import BrokenWorkflow
+
+
+class BaseModelInfo(BaseModel):
+    """One base model. `files` maps a loader's role (`unet`, `clip_l`, `t5`, `vae`) to the file name that ComfyUI lists."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    title: str
+    family: str = Field(min_length=1, description="LoRAs fit every base model of their family and no other")
+    files: dict[str, str] = Field(min_length=1)
+    size_bytes: int = Field(gt=0, description="all files together")
+    source: str = Field(description="where the files come from: a Hugging Face repository or a URL")
+    licence: str
+    gated: bool = Field(default=False, description="whether the source asks for an account that accepted its terms")
+    steps: int = Field(ge=1)
+    guidance_scale: float = Field(ge=0)
+
+
+def read_base_models(path: Path) -> dict[str, BaseModelInfo]:
+    """Reads one `base_models.toml`: a table per base model. Raises BrokenWorkflow naming the table and the field."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {name: BaseModelInfo.model_validate({"name": name, **table}) for name, table in tables.items()}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise BrokenWorkflow(path.name, [f"{path.name}: {error}"]) from error
+    except ValidationError as error:
+        problems = [f"{path.name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise BrokenWorkflow(path.name, [f"{error.title}: {problem}" for problem in problems]) from error
