@@ -1,0 +1,142 @@
+"""From a request to a stored job: workflow, parameters, LoRAs, the final graph. After this nothing about the job is decided any more."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_workflows.catalog import Catalog
+from comfy_workflows.errors import UnknownBaseModel, UnknownWorkflow, WorkflowError
+from comfy_workflows.graph import Graph
+from comfy_workflows.render import LoraFile, render
+from comfy_workflows.workflow import Filled, Workflow
+from gateway.auth import Caller
+from gateway.dispatch.fleet import missing
+from gateway.errors import FluxgateError, NoInstance, NotFound, Unprocessable
+from gateway.instances import InstanceRegistry
+from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, new_job_id, now_ms
+from gateway.jobs.store import JobStore
+from gateway.loras import Lora, LoraRegistry
+from gateway.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller asks for, apart from the workflow's own parameters."""
+
+    workflow: str | None
+    parameters: dict[str, Any]
+    priority: Priority = "normal"
+    metadata: dict[str, Any] | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An admitted wish that is not stored yet."""
+
+    spec: JobSpec
+    graph: Graph
+
+
+def translate_workflow_error(error: WorkflowError) -> FluxgateError:
+    """The workflow library's errors in the gateway's tree."""
+    kind = NotFound if isinstance(error, UnknownWorkflow) else Unprocessable
+    return kind(error.message, code=error.code, hint=error.hint, details=error.details)
+
+
+def needs_of(graph: Graph) -> Needs:
+    """Node classes, and every text input: those that are combos on an instance must be among its choices."""
+    classes = sorted({str(node["class_type"]) for node in graph.values()})
+    choices = sorted(
+        {
+            (str(node["class_type"]), str(name), value)
+            for node in graph.values()
+            for name, value in node["inputs"].items()
+            # File names and choices are short and on one line; prompts need not travel with every candidate.
+            if isinstance(value, str) and len(value) <= 255 and "\n" not in value
+        }
+    )
+    return Needs(classes=tuple(classes), choices=tuple(choices))
+
+
+class Admission:
+    """Turns wishes into jobs. Raises Unprocessable, NotFound, NoInstance; nothing is stored when it does."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, store: JobStore, loras: LoraRegistry, registry: InstanceRegistry) -> None:
+        self._settings, self._catalog, self._store, self._loras, self._registry = settings, catalog, store, loras, registry
+
+    def workflow(self, name: str | None) -> Workflow:
+        try:
+            return self._catalog.get(name or self._settings.default_workflow)
+        except WorkflowError as error:
+            raise translate_workflow_error(error) from error
+
+    async def admit(self, wish: Wish, caller: Caller) -> Job:
+        """Check, render, store. The job is queued when this returns."""
+        rendered = await self.prepare(wish, caller)
+        await self._check_fleet(rendered.spec.needs)
+        return await self._store.create(rendered.spec, json.dumps(rendered.graph, ensure_ascii=False).encode())
+
+    async def prepare(self, wish: Wish, caller: Caller) -> Rendered:
+        """Everything but storing: what `admit` would run."""
+        workflow = self.workflow(wish.workflow)
+        job_id = new_job_id()
+        try:
+            filled = workflow.fill(wish.parameters, default_base_model=self._settings.default_base_model, draw_seed=_draw_seed)
+            loras = await self._loras.resolve(lora.name for lora in filled.loras)
+            files = [
+                LoraFile(name=lora.name, file=lora.file, weight=asked.weight, family=lora.family)
+                for lora, asked in zip(loras, filled.loras, strict=True)
+            ]
+            graph = render(workflow, filled, job_id=job_id, loras=files)
+        except UnknownBaseModel as error:
+            raise Unprocessable(error.message, code=error.code, hint=error.hint, details=error.details) from error
+        except WorkflowError as error:
+            raise translate_workflow_error(error) from error
+        return Rendered(self._spec(wish, caller, workflow, filled, loras, graph, job_id), graph)
+
+    def _spec(
+        self, wish: Wish, caller: Caller, workflow: Workflow, filled: Filled, loras: list[Lora], graph: Graph, job_id: str
+    ) -> JobSpec:
+        uses = tuple(LoraUse(name=lora.name, file=lora.file, weight=asked.weight) for lora, asked in zip(loras, filled.loras, strict=True))
+        return JobSpec(
+            id=job_id,
+            caller=caller.id,
+            workflow=workflow.name,
+            workflow_version=workflow.version,
+            base_model=filled.base_model.name,
+            parameters=filled.values,
+            seed=int(filled.values.get("seed", 0)),
+            loras=uses,
+            needs=needs_of(graph),
+            priority=wish.priority,
+            metadata=wish.metadata or {},
+            timeout_s=wish.timeout_s,
+            created_ms=now_ms(),
+        )
+
+    async def _check_fleet(self, needs: Needs) -> None:
+        """Refuse what no instance that is up could run. While none is up the job may wait: what they have is not known."""
+        lacks: dict[str, list[str]] = {}
+        for facts in await self._registry.all():
+            catalog = await self._registry.catalog(facts) if facts.state == "up" else None
+            if catalog is None:
+                continue
+            lack = missing(needs, catalog)
+            if not lack:
+                return
+            lacks[facts.id] = lack
+        if lacks:
+            fewest = min(lacks.values(), key=len)
+            raise NoInstance(
+                f"No instance can run this: {', '.join(fewest[:5])} is missing.",
+                hint="Install the missing model or node on an instance, or choose another base_model.",
+                details={"missing": fewest, "instances": sorted(lacks)},
+            )
+
+
+def _draw_seed() -> int:
+    return secrets.randbelow(1 << 53)

@@ -1,0 +1,42 @@
+"""The gateway as an ASGI app. Reads like a contents page: lifespan, error handlers, middleware, routers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI
+
+from gateway.edge import EdgeMiddleware, install_error_handlers
+from gateway.routes import catalog, events, generations, health
+from gateway.runtime import load_catalog, open_runtime
+from gateway.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the app; connections are opened when it starts. Raises BrokenWorkflow for a folder that cannot be served."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_runtime(settings, dispatch=settings.dispatcher == "embedded") as runtime:
+            app.state.runtime = runtime
+            yield
+
+    app = FastAPI(title="Fluxgate", version=version("fluxgate"), lifespan=lifespan, redoc_url=None)
+    install_error_handlers(app)
+    app.include_router(generations.router)
+    app.include_router(_workflow_router(settings))
+    app.include_router(events.router)
+    app.include_router(catalog.router)
+    app.include_router(health.router)
+    app.add_middleware(EdgeMiddleware, settings=settings)
+    return app
+
+
+def _workflow_router(settings: Settings) -> APIRouter:
+    """One typed route for every workflow."""
+    router, workflows = APIRouter(), load_catalog(settings)
+    for name in workflows.names():
+        generations.add_workflow_routes(router, workflows.get(name))
+    return router

@@ -1,0 +1,177 @@
+"""ComfyUI's HTTP routes, one method each. Says what the instance said; decides nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import aiohttp
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+
+from gateway.comfy.messages import ErrorData
+from gateway.errors import InstanceError, InstanceUnreachable, OutputMissing, PromptRejected
+
+
+class OutputFile(NamedTuple):
+    """Where a saved picture lies on the instance, as history names it."""
+
+    filename: str
+    subfolder: str
+    type: str
+
+
+class QueueState(NamedTuple):
+    running: frozenset[str]
+    pending: frozenset[str]
+
+    def holds(self, prompt_id: str) -> bool:
+        return prompt_id in self.running or prompt_id in self.pending
+
+
+class _Status(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    status_str: str = "success"
+    completed: bool = True
+    messages: list[tuple[str, dict[str, Any]]] = Field(default_factory=list)
+
+
+class HistoryEntry(BaseModel):
+    """How a prompt ended, by node what it put out."""
+
+    model_config = ConfigDict(extra="ignore")
+    outputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    status: _Status | None = None
+
+    def files(self) -> list[OutputFile]:
+        """Pictures and videos to keep, in the order of the history; previews (`temp`) are not kept."""
+        found = []
+        for output in self.outputs.values():
+            for item in output.get("images") or []:
+                if isinstance(item, dict) and item.get("type") == "output":
+                    found.append(OutputFile(str(item["filename"]), str(item.get("subfolder", "")), "output"))
+        return found
+
+    @property
+    def error(self) -> ErrorData | None:
+        """The node's error; `status_str` is `error` for an interrupt too, so the last message decides."""
+        if self.status is None or self.status.status_str != "error":
+            return None
+        for name, data in reversed(self.status.messages):
+            if name == "execution_error":
+                return ErrorData.model_validate(data)
+        return None
+
+    @property
+    def was_interrupted(self) -> bool:
+        return bool(
+            self.status
+            and self.status.status_str == "error"
+            and self.status.messages
+            and self.status.messages[-1][0] == "execution_interrupted"
+        )
+
+
+class _PromptError(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    message: str = ""
+    details: str = ""
+
+
+class _PromptAnswer(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    error: _PromptError | None = None
+    node_errors: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Metadata(RootModel[dict[str, Any]]):
+    pass
+
+
+class ComfyClient:
+    """One instance's HTTP side. Raises InstanceUnreachable when nothing usable came back."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, *, timeout_s: float = 30.0) -> None:
+        self.url = url
+        self._session = session
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=5)
+
+    async def _request(self, method: str, path: str, **kwargs: Any) -> tuple[int, bytes]:
+        try:
+            async with self._session.request(method, self.url + path, timeout=self._timeout, **kwargs) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise InstanceUnreachable(f"{self.url} did not answer {method} {path}: {error or type(error).__name__}") from error
+
+    async def _json(self, method: str, path: str, **kwargs: Any) -> Any:
+        status, body = await self._request(method, path, **kwargs)
+        if status != 200:
+            raise InstanceError(f"{self.url} answered {status} to {method} {path}")
+        try:
+            return json.loads(body or b"null")
+        except ValueError as error:
+            raise InstanceError(f"{self.url} answered {method} {path} with something that is not JSON") from error
+
+    async def submit(self, prompt_id: str, client_id: str, graph: bytes) -> None:
+        """Queue a graph (JSON) under our own id. A 200 that reports node errors dropped a branch, so it is a rejection too."""
+        body = b'{"prompt_id":"%s","client_id":"%s","prompt":%s}' % (prompt_id.encode(), client_id.encode(), graph)
+        status, raw = await self._request("POST", "/prompt", data=body, headers={"Content-Type": "application/json"})
+        try:
+            answer = _PromptAnswer.model_validate_json(raw)
+        except ValidationError as error:
+            raise InstanceError(f"{self.url} answered {status} to POST /prompt with no JSON") from error
+        if status == 200 and not answer.node_errors:
+            return
+        if status == 200 or status == 400:
+            message = answer.error.message if answer.error else "a branch of the graph was refused"
+            if answer.error and answer.error.details:
+                message = f"{message} ({answer.error.details})"
+            raise PromptRejected(message, node_errors=answer.node_errors)
+        raise InstanceError(f"{self.url} answered {status} to POST /prompt")
+
+    async def queue(self) -> QueueState:
+        answer = await self._json("GET", "/queue")
+        return QueueState(
+            frozenset(str(item[1]) for item in answer["queue_running"]), frozenset(str(item[1]) for item in answer["queue_pending"])
+        )
+
+    async def history(self, prompt_id: str) -> HistoryEntry | None:
+        """How the prompt ended, or None while it has not (or is unknown)."""
+        answer = await self._json("GET", f"/history/{prompt_id}")
+        entry = answer.get(prompt_id)
+        return HistoryEntry.model_validate(entry) if entry is not None else None
+
+    async def view(self, file: OutputFile) -> bytes:
+        """The bytes of a saved picture."""
+        status, body = await self._request("GET", "/view", params=file._asdict())
+        if status != 200:
+            raise OutputMissing(f"{self.url} announced {file.filename!r} but answers {status} for it")
+        return body
+
+    async def drop(self, prompt_id: str) -> None:
+        """Take a waiting prompt out of the queue; nothing happens to any other."""
+        await self._request("POST", "/queue", json={"delete": [prompt_id]})
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Stop this prompt if it is the one that runs."""
+        await self._request("POST", "/interrupt", json={"prompt_id": prompt_id})
+
+    async def object_info(self) -> dict[str, Any]:
+        answer = await self._json("GET", "/object_info")
+        return dict(answer)
+
+    async def system_stats(self) -> dict[str, Any]:
+        answer = await self._json("GET", "/system_stats")
+        return dict(answer)
+
+    async def model_names(self, folder: str) -> list[str]:
+        return [str(name) for name in await self._json("GET", f"/models/{folder}")]
+
+    async def model_metadata(self, folder: str, name: str) -> dict[str, Any]:
+        """A safetensors file's own metadata; empty when it has none."""
+        status, body = await self._request("GET", f"/view_metadata/{folder}", params={"filename": name})
+        if status != 200 or not body:
+            return {}
+        try:
+            return dict(_Metadata.model_validate_json(body).root)
+        except ValidationError:
+            return {}

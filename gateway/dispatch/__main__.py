@@ -1,0 +1,29 @@
+"""`python -m gateway.dispatch`: a dispatcher in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from gateway.runtime import open_runtime
+from gateway.settings import Settings
+from gateway.telemetry import configure_logging
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, stop.set)
+    async with open_runtime(settings, dispatch=True):
+        await stop.wait()
+
+
+def main() -> None:
+    settings = Settings()
+    configure_logging(settings.log_level)
+    asyncio.run(_run(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The loop between the queue and the instances: places waiting jobs, keeps their leases, takes over those of the dead.
+
+Any number of dispatchers may run: a claim is atomic in Redis, and none of them is special.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+
+import aiohttp
+from pydantic import ValidationError
+
+from gateway.dispatch.execution import Execution, LeaseLost
+from gateway.dispatch.fleet import Candidate, choose
+from gateway.dispatch.ingest import Ingest
+from gateway.dispatch.instance import Instance
+from gateway.errors import FluxgateError, RedisUnavailable
+from gateway.instances import InstanceRegistry
+from gateway.jobs.events import EventFeed
+from gateway.jobs.model import TERMINAL, EventKind, Job, JobStatus
+from gateway.jobs.store import Claim, JobStore
+from gateway.loras import LoraRegistry
+from gateway.settings import Settings
+from gateway.storage import Storage
+from gateway.telemetry import Metrics, job_context
+
+log = logging.getLogger(__name__)
+
+LOOK_AHEAD = 32
+REMEMBERED = 4096
+IDLE_S = 1.0
+
+
+class Dispatcher:
+    """Owns the executions of this process. `run` ends only when cancelled, and gives its leases back then."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        store: JobStore,
+        feed: EventFeed,
+        storage: Storage,
+        registry: InstanceRegistry,
+        loras: LoraRegistry,
+        metrics: Metrics,
+    ) -> None:
+        self._settings, self._store, self._registry, self._loras, self._metrics = settings, store, registry, loras, metrics
+        self._ingest = Ingest(storage, tries=settings.upload_tries)
+        self._instances = {i.id: i for i in (Instance(url, session, settings.slots_per_instance) for url in settings.comfyui_urls)}
+        self._executions: dict[str, Execution] = {}
+        self._candidates: OrderedDict[str, Candidate] = OrderedDict()
+        self._wake = asyncio.Event()
+        feed.observe(self._observe)
+
+    # -- the loops ---------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for instance in self._instances.values():
+                    group.create_task(instance.socket.run())
+                    group.create_task(instance.watch(self._registry, self._loras, self._wake))
+                group.create_task(self._keep_leases(group))
+                group.create_task(self._place_for_ever(group))
+        finally:
+            await self._give_leases_back()
+
+    async def _place_for_ever(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._place_all(group)
+            except RedisUnavailable as error:
+                log.warning("placement waits for Redis", extra={"error": error.message})
+                await asyncio.sleep(0.5)
+            try:
+                async with asyncio.timeout(IDLE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _keep_leases(self, group: asyncio.TaskGroup) -> None:
+        """Renew ours, learn of cancels that the feed did not bring, and resume what nobody renews any more."""
+        while True:
+            try:
+                await self._renew()
+                lease = uuid.uuid4().hex
+                for claim in await self._store.take_over(lease=lease, lease_s=self._settings.lease_s, limit=16):
+                    self._metrics.lease_takeovers.inc()
+                    log.warning("lease taken over", extra={"job_id": claim.id, "instance": claim.job.instance})
+                    self._start(group, claim, resumed=True)
+                self._metrics.queue_depth.set(await self._store.depth())
+            except RedisUnavailable as error:
+                log.warning("leases wait for Redis", extra={"error": error.message})
+            await asyncio.sleep(self._settings.lease_s / 3)
+
+    async def _renew(self) -> None:
+        claims = [execution.claim for execution in self._executions.values()]
+        if not claims:
+            return
+        for job_id, status in (await self._store.renew(claims, self._settings.lease_s)).items():
+            execution = self._executions.get(job_id)
+            if execution is not None and status == JobStatus.CANCELING:
+                execution.cancel()
+
+    async def _give_leases_back(self) -> None:
+        try:
+            await self._store.release([execution.claim for execution in self._executions.values()])
+        except RedisUnavailable as error:
+            log.warning("leases run out by themselves", extra={"error": error.message})
+
+    # -- placement ---------------------------------------------------------------------------------------------
+
+    async def _place_all(self, group: asyncio.TaskGroup) -> None:
+        """Place until no free slot or no job that fits is left."""
+        while any(instance.view().free_slots > 0 for instance in self._instances.values()):
+            waiting = await self._look_ahead()
+            placement = choose(waiting, [instance.view() for instance in self._instances.values()])
+            if placement is None:
+                return
+            instance = self._instances[placement.instance]
+            claim = await self._store.claim(
+                placement.job_id,
+                instance=instance.id,
+                lease=uuid.uuid4().hex,
+                lease_s=self._settings.lease_s,
+                slots=instance.slots,
+                prompt_id=str(uuid.uuid4()),
+            )
+            candidate = self._candidates.pop(placement.job_id, None)
+            if claim is None:
+                # Another dispatcher was quicker, or holds the instance's slots; its events will wake us.
+                return
+            claim.job = claim.job.model_copy(update={"warm": placement.warm})
+            if candidate is not None:
+                instance.base_model, instance.lora_files = candidate.base_model, candidate.lora_files
+            self._start(group, claim, resumed=False)
+
+    async def _look_ahead(self) -> list[Candidate]:
+        ids = await self._store.peek(LOOK_AHEAD)
+        unknown = [job_id for job_id in ids if job_id not in self._candidates]
+        for job in await self._store.load_many(unknown) if unknown else []:
+            self._remember(job)
+        return [self._candidates[job_id] for job_id in ids if job_id in self._candidates]
+
+    def _remember(self, job: Job) -> None:
+        spec = job.spec
+        self._candidates[job.id] = Candidate(job.id, spec.base_model, frozenset(lora.file for lora in spec.loras), spec.needs)
+        while len(self._candidates) > REMEMBERED:
+            self._candidates.popitem(last=False)
+
+    def _observe(self, job_id: str, kind: str, status: str, data: bytes) -> None:
+        """Every event of every job passes here: new jobs and freed slots wake the placement, cancels reach their execution."""
+        if kind != EventKind.STATUS:
+            return
+        if status == JobStatus.QUEUED:
+            try:
+                self._remember(Job.model_validate_json(data))
+            except ValidationError:
+                log.warning("unreadable status event", extra={"job_id": job_id})
+            self._wake.set()
+        elif status == JobStatus.CANCELING:
+            if job_id in self._executions:
+                self._executions[job_id].cancel()
+        elif status in TERMINAL:
+            self._candidates.pop(job_id, None)
+            self._wake.set()
+
+    # -- executions --------------------------------------------------------------------------------------------
+
+    def _start(self, group: asyncio.TaskGroup, claim: Claim, *, resumed: bool) -> None:
+        instance = self._instances.get(claim.job.instance or "")
+        if instance is None:
+            # Claimed for an instance that this deployment no longer has: nothing runs there for us any more.
+            group.create_task(self._requeue(claim))
+            return
+        instance.held.add(claim.id)
+        execution = Execution(claim, instance, self._store, self._ingest, self._settings, self._slot_freer(instance, claim.id))
+        self._executions[claim.id] = execution
+        group.create_task(self._carry(execution, resumed=resumed))
+
+    def _slot_freer(self, instance: Instance, job_id: str) -> Callable[[], None]:
+        def free() -> None:
+            instance.held.discard(job_id)
+            self._wake.set()
+
+        return free
+
+    async def _carry(self, execution: Execution, *, resumed: bool) -> None:
+        with job_context(execution.claim.id):
+            try:
+                await execution.run(resumed=resumed)
+                self._count(execution.job)
+            except LeaseLost:
+                log.warning("lease lost")
+            except (FluxgateError, OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+                # boundary: one job's surprise must not end the dispatcher, nor leave the job without an end.
+                log.exception("execution broke")
+                with suppress(LeaseLost):
+                    await execution.fail_unexpectedly()
+            finally:
+                if self._executions.get(execution.claim.id) is execution:
+                    del self._executions[execution.claim.id]
+
+    async def _requeue(self, claim: Claim) -> None:
+        try:
+            await self._store.requeue(claim)
+        except RedisUnavailable as error:
+            log.warning("requeue waits for the lease to run out", extra={"error": error.message})
+
+    def _count(self, job: Job) -> None:
+        if not job.is_terminal:
+            return
+        self._metrics.jobs.labels(job.spec.workflow, job.status, job.error.code if job.error else "").inc()
+        metrics = job.metrics
+        if metrics.queue_ms is not None:
+            self._metrics.queue_s.observe(metrics.queue_ms / 1000)
+        if metrics.execution_ms is not None:
+            self._metrics.execution_s.labels(job.spec.workflow).observe(metrics.execution_ms / 1000)
+        if metrics.upload_ms is not None:
+            self._metrics.upload_s.observe(metrics.upload_ms / 1000)
+        log.info("job ended", extra={"status": job.status, "instance": job.instance, "attempts": job.attempts, **metrics.model_dump()})

@@ -1,0 +1,109 @@
+"""From a picture on an instance to an object in S3: fetch, convert when asked to, store. It knows no Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from PIL import Image
+
+from gateway.comfy.client import ComfyClient, OutputFile
+from gateway.errors import OutputMissing, Unavailable
+from gateway.jobs.model import JobSpec, Output
+from gateway.storage import Storage
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
+# A PNG header is signature (8), chunk length and name (8), width and height (u32 each).
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    body: bytes
+    extension: str
+    width: int | None
+    height: int | None
+
+
+def convert(body: bytes, name: str, output_format: str, quality: int) -> Picture:
+    """The picture in the format asked for. One that already is goes through byte for byte, with ComfyUI's metadata in it.
+
+    Raises OutputMissing when the bytes are not the picture they claim to be.
+    """
+    if body.startswith(_PNG_SIGNATURE) and output_format == "png":
+        return Picture(body, "png", int.from_bytes(body[16:20], "big"), int.from_bytes(body[20:24], "big"))
+    extension = name.rpartition(".")[2].lower()
+    if extension in ("mp4", "webm"):
+        return Picture(body, extension, None, None)
+    try:
+        with Image.open(io.BytesIO(body)) as image:
+            if (image.format or "").lower() == output_format or getattr(image, "is_animated", False):
+                return Picture(body, (image.format or extension).lower(), *image.size)
+            target = io.BytesIO()
+            picture = image.convert("RGB") if output_format == "jpeg" else image
+            picture.save(target, output_format.upper(), quality=quality)
+            return Picture(target.getvalue(), output_format, *image.size)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OutputMissing(f"{name!r} is not a readable picture: {error}") from error
+
+
+class Ingest:
+    """Fetches and stores the outputs of finished prompts, a bounded number at a time, off the instance's critical path."""
+
+    def __init__(self, storage: Storage, *, tries: int, at_once: int = 8) -> None:
+        self._storage = storage
+        self._tries = tries
+        self._turn = asyncio.Semaphore(at_once)
+
+    async def store(self, client: ComfyClient, spec: JobSpec, files: list[OutputFile]) -> tuple[Output, ...]:
+        """Every picture of a job, in order. Raises the last error when one cannot be stored: never a URL to nothing."""
+        stores = [self._store_one(client, spec, index, file) for index, file in enumerate(files)]
+        outputs: list[Output] = []
+        for result in await asyncio.gather(*stores, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+            outputs.append(result)
+        return tuple(outputs)
+
+    async def _store_one(self, client: ComfyClient, spec: JobSpec, index: int, file: OutputFile) -> Output:
+        async with self._turn:
+            body = await self._retry(lambda: client.view(file))
+            wanted, quality = str(spec.parameters.get("output_format", "png")), int(spec.parameters.get("quality", 90))
+            if wanted == "png" and body.startswith(_PNG_SIGNATURE):
+                picture = convert(body, file.filename, wanted, quality)
+            else:
+                picture = await asyncio.to_thread(convert, body, file.filename, wanted, quality)
+            key = f"generations/{spec.id}/{index}.{picture.extension}"
+            content_type = _TYPES.get(picture.extension, "application/octet-stream")
+            await self._retry(lambda: self._storage.put(key, picture.body, content_type))
+        return Output(
+            index=index,
+            key=key,
+            content_type=content_type,
+            size_bytes=len(picture.body),
+            sha256=hashlib.sha256(picture.body).hexdigest(),
+            width=picture.width,
+            height=picture.height,
+        )
+
+    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        pause_s = 0.2
+        for remaining in range(self._tries - 1, -1, -1):
+            try:
+                return await call()
+            except Unavailable as error:
+                if remaining == 0:
+                    raise
+                log.warning("ingest tried again", extra={"error": error.message, "pause_s": pause_s})
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 3, 10.0)
+        raise AssertionError("unreachable: the last try returns or raises")

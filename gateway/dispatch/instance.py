@@ -1,0 +1,123 @@
+"""One ComfyUI as a dispatcher sees it: its socket, its health, and what it can run. Publishes all of it for the other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from gateway.comfy.client import ComfyClient
+from gateway.comfy.socket import InstanceSocket
+from gateway.dispatch.fleet import InstanceView
+from gateway.errors import InstanceError, RedisUnavailable
+from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, reduce_catalog
+from gateway.jobs.model import now_ms
+from gateway.loras import Lora, LoraRegistry, describe_lora
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 3.0
+CATALOG_S = 60.0
+
+
+def instance_id(url: str) -> str:
+    """A name that is the same in every process that watches this URL."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}-{parts.port or (443 if parts.scheme == 'https' else 80)}{parts.path.replace('/', '-')}"
+
+
+class Instance:
+    """Facts are refreshed every few seconds; the socket's state is current."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, slots: int) -> None:
+        self.id = instance_id(url)
+        self.url = url
+        self.slots = slots
+        self.client = ComfyClient(url, session)
+        self.socket = InstanceSocket(url, session)
+        self.catalog: Catalog | None = None
+        self.base_model: str | None = None
+        self.lora_files: frozenset[str] = frozenset()
+        self.held: set[str] = set()  # jobs of this process that hold a slot
+        self._facts = InstanceFacts(id=self.id, url=url, state="down", slots=slots)
+        self._loras: dict[str, Lora] = {}
+
+    @property
+    def is_usable(self) -> bool:
+        return self.socket.is_connected and self.catalog is not None
+
+    def view(self) -> InstanceView:
+        return InstanceView(
+            id=self.id,
+            free_slots=self.slots - len(self.held) if self.is_usable else 0,
+            slots_used=len(self.held),
+            base_model=self.base_model,
+            lora_files=self.lora_files,
+            catalog=self.catalog,
+        )
+
+    async def watch(self, registry: InstanceRegistry, loras: LoraRegistry, on_usable: asyncio.Event) -> None:
+        """Refresh and publish for ever. `on_usable` is set when the instance comes (back) into use."""
+        loop = asyncio.get_running_loop()
+        connections, catalog_due = 0, 0.0
+        while True:
+            was_usable = self.is_usable
+            try:
+                await self.socket.wait_connected(REFRESH_S)
+                if self.socket.connections != connections:
+                    connections, catalog_due = self.socket.connections, 0.0
+                changed = await self._refresh_loras(loras)
+                if changed or loop.time() >= catalog_due:
+                    await self._refresh_catalog(registry)
+                    catalog_due = loop.time() + CATALOG_S
+                await self._refresh_stats()
+            except (InstanceError, RedisUnavailable) as error:
+                self._facts.last_error = error.message
+            await self._publish(registry)
+            if self.is_usable and not was_usable:
+                on_usable.set()
+            await asyncio.sleep(REFRESH_S if self.is_usable else 0.25)
+
+    async def _refresh_loras(self, registry: LoraRegistry) -> bool:
+        names = set(await self.client.model_names("loras"))
+        if names == self._loras.keys() and self.catalog is not None:
+            return False
+        for name in names - self._loras.keys():
+            self._loras[name] = describe_lora(name, await self.client.model_metadata("loras", name))
+        for name in self._loras.keys() - names:
+            del self._loras[name]
+        await registry.publish(self.id, list(self._loras.values()))
+        return True
+
+    async def _refresh_catalog(self, registry: InstanceRegistry) -> None:
+        catalog = reduce_catalog(await self.client.object_info())
+        version = hashlib.sha256(json.dumps(catalog, sort_keys=True).encode()).hexdigest()[:12]
+        if version != self._facts.catalog_version or self.catalog is None:
+            await registry.publish_catalog(self.id, version, catalog)
+            self._facts.catalog_version = version
+        self.catalog = catalog
+
+    async def _refresh_stats(self) -> None:
+        stats = await self.client.system_stats()
+        system, devices = stats.get("system") or {}, stats.get("devices") or [{}]
+        facts = self._facts
+        facts.version = system.get("comfyui_version")
+        facts.kind = str(system.get("fluxgate_engine") or "comfyui")
+        facts.device = devices[0].get("name")
+        facts.vram_total_bytes = devices[0].get("vram_total")
+        facts.vram_free_bytes = devices[0].get("vram_free")
+        facts.seen_ms = now_ms()
+        facts.last_error = None
+
+    async def _publish(self, registry: InstanceRegistry) -> None:
+        facts = self._facts
+        facts.state = "up" if self.is_usable else "down"
+        facts.slots_used, facts.base_model, facts.loras = len(self.held), self.base_model, sorted(self.lora_files)
+        try:
+            await registry.publish(facts)
+        except RedisUnavailable as error:
+            log.warning("facts not published", extra={"instance": self.id, "error": error.message})

@@ -1,0 +1,154 @@
+"""Around every request: its id, its log line, its limits, and the one handler that speaks all errors."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import (
+    BadRequest,
+    Conflict,
+    FluxgateError,
+    Forbidden,
+    NotFound,
+    PayloadTooLarge,
+    Unauthorized,
+    Unprocessable,
+    UnsupportedMediaType,
+)
+from gateway.settings import Settings
+from gateway.telemetry import request_id
+
+log = logging.getLogger("gateway.access")
+
+_REQUEST_ID = re.compile(r"[\w.\-]{1,64}")
+_BY_STATUS: dict[int, type[FluxgateError]] = {
+    error.status: error for error in (BadRequest, Unauthorized, Forbidden, NotFound, Conflict, PayloadTooLarge, UnsupportedMediaType)
+}
+
+
+def _answer(error: FluxgateError) -> JSONResponse:
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
+    return JSONResponse(error.body(), error.status, headers=headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Every error, ours or the framework's, leaves as `{"error": {code, message, hint, details}}`."""
+
+    async def on_own(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, FluxgateError)
+        return _answer(error)
+
+    async def on_http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            refused = FluxgateError("This route has no such method.", code="method_not_allowed")
+            return JSONResponse(refused.body(), 405, headers=error.headers)
+        kind = _BY_STATUS.get(error.status_code, FluxgateError)
+        return _answer(kind(str(error.detail)))
+
+    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _answer(_describe_invalid(error))
+
+    async def on_surprise(_: Request, error: Exception) -> JSONResponse:
+        log.error("unexpected error", exc_info=error)
+        return _answer(FluxgateError("The gateway met something it did not expect; its log says what."))
+
+    app.add_exception_handler(FluxgateError, on_own)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(Exception, on_surprise)
+
+
+def _describe_invalid(error: RequestValidationError) -> FluxgateError:
+    """The first thing wrong, in full; the rest in `details.parameters`."""
+    faults = error.errors()
+    if any(fault["type"] == "json_invalid" for fault in faults):
+        return BadRequest("The body is not JSON.", code="invalid_json", details={"reason": str(faults[0].get("ctx", {}).get("error", ""))})
+    described = [
+        {
+            "parameter": ".".join(str(part) for part in fault["loc"][1:]) or str(fault["loc"][0]),
+            "value": _shorten(fault.get("input")),
+            "allowed": fault["msg"],
+        }
+        for fault in faults
+    ]
+    first = described[0]
+    kind = Unprocessable if faults[0]["loc"][0] == "body" else BadRequest
+    message = f"{first['parameter']}: {first['allowed']}"
+    return kind(message, code="invalid_parameter", details={**first, "parameters": described})
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
+
+
+class EdgeMiddleware:
+    """Plain ASGI, so that streams pass untouched. Gives each request an id, refuses large bodies unread, logs and measures."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._max_body_bytes = app, settings.max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        identity = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        token = request_id.set(identity)
+        started, status = time.perf_counter(), 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
+            await send(message)
+
+        try:
+            declared = headers.get(b"content-length", b"0")
+            if declared.isdigit() and int(declared) > self._max_body_bytes:
+                await _answer(self._too_large())(scope, receive, send_with_id)
+            else:
+                await self._app(scope, self._limit(receive), send_with_id)
+        finally:
+            self._record(scope, status, time.perf_counter() - started)
+            request_id.reset(token)
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"The body is larger than {self._max_body_bytes} bytes.", details={"allowed": self._max_body_bytes})
+
+    def _limit(self, receive: Receive) -> Receive:
+        """A chunked body has no length to refuse by: count what comes."""
+        seen = 0
+
+        async def limited() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self._max_body_bytes:
+                    raise HTTPException(413, f"The body is larger than {self._max_body_bytes} bytes.")
+            return message
+
+        return limited
+
+    def _record(self, scope: Scope, status: int, elapsed_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        runtime = getattr(scope["app"].state, "runtime", None)
+        if runtime is not None:
+            runtime.metrics.requests.labels(scope["method"], route, status).inc()
+            runtime.metrics.request_s.labels(route).observe(elapsed_s)
+        log.info("request", extra={"method": scope["method"], "path": scope["path"], "status": status, "ms": round(elapsed_s * 1000, 1)})

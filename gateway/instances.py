@@ -1,0 +1,98 @@
+"""What the dispatchers know of each ComfyUI, in Redis, so that every process can answer from it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.redis_client import RedisClient, translate_redis
+
+# Facts that nobody renewed for this long are those of an instance nobody watches any more.
+FACTS_TTL_S = 120
+
+Catalog = dict[str, dict[str, list[str]]]  # node class -> combo input -> choices
+
+
+class InstanceFacts(BaseModel):
+    """One ComfyUI as last seen. Sizes in bytes."""
+
+    model_config = ConfigDict(extra="ignore")
+    id: str
+    url: str
+    state: str  # up, down
+    version: str | None = None
+    kind: str = "comfyui"
+    device: str | None = None
+    vram_total_bytes: int | None = None
+    vram_free_bytes: int | None = None
+    slots_used: int = 0
+    slots: int = 0
+    base_model: str | None = None
+    loras: list[str] = Field(default_factory=list)
+    last_error: str | None = None
+    seen_ms: int = 0
+    catalog_version: str = ""
+
+
+def reduce_catalog(object_info: dict[str, Any]) -> Catalog:
+    """Of `/object_info` the part that placement asks about: classes, and the choices of their combo inputs.
+
+    Both wire forms are read: `[[...choices], {...}]` and the newer `["COMBO", {"options": [...]}]`.
+    """
+    catalog: Catalog = {}
+    for name, info in object_info.items():
+        catalog[name] = combos = {}
+        sections = info.get("input") or {}
+        for section in ("required", "optional"):
+            for input_name, declared in (sections.get(section) or {}).items():
+                kind = declared[0] if declared else None
+                if kind == "COMBO" and len(declared) > 1:
+                    kind = declared[1].get("options")
+                if isinstance(kind, list):
+                    combos[input_name] = [str(choice) for choice in kind]
+    return catalog
+
+
+class InstanceRegistry:
+    """Facts by instance id. Written by dispatchers, read by everyone."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+        self._catalogs: dict[str, tuple[str, Catalog]] = {}
+
+    @translate_redis
+    async def publish(self, facts: InstanceFacts) -> None:
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.set(f"fluxgate:instance:{facts.id}", facts.model_dump_json(), ex=FACTS_TTL_S)
+            pipeline.sadd("fluxgate:instances", facts.id)
+            await pipeline.execute()
+
+    @translate_redis
+    async def publish_catalog(self, instance: str, version: str, catalog: Catalog) -> None:
+        await self._redis.set(f"fluxgate:catalog:{instance}", json.dumps(catalog), ex=24 * 3600)
+        self._catalogs[instance] = (version, catalog)
+
+    @translate_redis
+    async def all(self) -> list[InstanceFacts]:
+        """Every instance some dispatcher watches, by id."""
+        ids = sorted(member.decode() for member in await self._redis.smembers("fluxgate:instances"))
+        raws = await self._redis.mget([f"fluxgate:instance:{instance}" for instance in ids]) if ids else []
+        gone = [instance for instance, raw in zip(ids, raws, strict=True) if raw is None]
+        if gone:
+            await self._redis.srem("fluxgate:instances", *gone)
+        return [InstanceFacts.model_validate_json(raw) for raw in raws if raw is not None]
+
+    @translate_redis
+    async def catalog(self, facts: InstanceFacts) -> Catalog | None:
+        """The instance's node classes and choices, kept in this process until their version changes."""
+        known = self._catalogs.get(facts.id)
+        if known is not None and known[0] == facts.catalog_version:
+            return known[1]
+        raw = await self._redis.get(f"fluxgate:catalog:{facts.id}")
+        if raw is None:
+            return None
+        catalog: Catalog = json.loads(raw)
+        self._catalogs[facts.id] = (facts.catalog_version, catalog)
+        return catalog

@@ -1,0 +1,57 @@
+-- Shared by every script: the clock, the keys, and the one way an event is written.
+-- Redis's own clock decides about leases, so hosts whose clocks differ agree; tests pass a time instead.
+local function clock(given)
+  if given ~= '' then return tonumber(given) end
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function job_key(id) return 'fluxgate:job:' .. id end
+local function queue_key(priority, caller) return 'fluxgate:queue:' .. priority .. ':' .. caller end
+local function callers_key(priority) return 'fluxgate:callers:' .. priority end
+local function slots_key(instance) return 'fluxgate:slots:' .. instance end
+
+-- The live feed is read by every process; the job's own stream is what replays. Both carry the same id.
+local FEED_LENGTH, STREAM_LENGTH = 50000, 20000
+local function emit(id, kind, status, data, keep)
+  local event = redis.call('XADD', 'fluxgate:feed', 'MAXLEN', '~', FEED_LENGTH, '*', 'j', id, 'k', kind, 's', status, 'd', data)
+  if keep then
+    redis.call('XADD', 'fluxgate:events:' .. id, 'MAXLEN', '~', STREAM_LENGTH, event, 'k', kind, 'd', data)
+  end
+  return event
+end
+
+-- Callers take turns within a priority: `callers` orders them by the turn they were last served in.
+local function enqueue(id, priority, caller, sequence)
+  redis.call('ZADD', queue_key(priority, caller), sequence, id)
+  redis.call('ZADD', callers_key(priority), 'NX', redis.call('GET', 'fluxgate:turn') or 0, caller)
+  redis.call('ZADD', 'fluxgate:queued', sequence, id)
+end
+
+local function dequeue(id, priority, caller)
+  redis.call('ZREM', 'fluxgate:queued', id)
+  local queue = queue_key(priority, caller)
+  local removed = redis.call('ZREM', queue, id)
+  if redis.call('EXISTS', queue) == 0 then redis.call('ZREM', callers_key(priority), caller) end
+  return removed
+end
+
+local function set_fields(id, values, first, count)
+  for i = first, first + count * 2 - 1, 2 do redis.call('HSET', job_key(id), values[i], values[i + 1]) end
+  redis.call('HINCRBY', job_key(id), 'revision', 1)
+end
+
+local function is_terminal(status)
+  return status == 'succeeded' or status == 'failed' or status == 'canceled' or status == 'expired'
+end
+
+-- Every way a job ends: nothing is left that could claim, renew or count it; its record lives on for `ttl_s`.
+local function close(id, now, ttl_s)
+  local key = job_key(id)
+  local instance = redis.call('HGET', key, 'instance')
+  if instance then redis.call('SREM', slots_key(instance), id) end
+  redis.call('ZREM', 'fluxgate:leases', id)
+  redis.call('HDEL', key, 'lease')
+  redis.call('HSET', key, 'finished_ms', now)
+  for _, name in ipairs({key, 'fluxgate:graph:' .. id, 'fluxgate:events:' .. id}) do redis.call('EXPIRE', name, ttl_s) end
+end

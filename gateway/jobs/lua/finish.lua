@@ -1,0 +1,10 @@
+-- now, id, lease, status, ttl_s, number of fields, (field, value)*, (kind, status, data)*  ->  1, or 0 when it is not the caller's to end
+local now, id = clock(ARGV[1]), ARGV[2]
+local facts = redis.call('HMGET', job_key(id), 'lease', 'status')
+if facts[1] ~= ARGV[3] or is_terminal(facts[2]) then return 0 end
+local count = tonumber(ARGV[6])
+set_fields(id, ARGV, 7, count)
+redis.call('HSET', job_key(id), 'status', ARGV[4])
+for i = 7 + count * 2, #ARGV, 3 do emit(id, ARGV[i], ARGV[i + 1], ARGV[i + 2], true) end
+close(id, now, ARGV[5])
+return 1

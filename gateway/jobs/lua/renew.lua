@@ -1,0 +1,12 @@
+-- now, lease_ms, (id, lease)*  ->  for each the job's status, or 'lost' when the lease is somebody else's
+local now, answers = clock(ARGV[1]), {}
+for i = 3, #ARGV, 2 do
+  local facts = redis.call('HMGET', job_key(ARGV[i]), 'lease', 'status')
+  if facts[1] == ARGV[i + 1] then
+    redis.call('ZADD', 'fluxgate:leases', now + tonumber(ARGV[2]), ARGV[i])
+    answers[#answers + 1] = facts[2]
+  else
+    answers[#answers + 1] = 'lost'
+  end
+end
+return answers

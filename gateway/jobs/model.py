@@ -1,0 +1,174 @@
+"""What a job is: its record, its statuses, and the events its stream carries. Pure; it knows neither Redis nor HTTP."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from enum import StrEnum
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class JobStatus(StrEnum):
+    """The Comfy API v2's words."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    CANCELING = "canceling"
+    CANCELED = "canceled"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.CANCELED, JobStatus.FAILED, JobStatus.EXPIRED})
+
+Priority = Literal["low", "normal", "high"]
+
+
+class EventKind(StrEnum):
+    """What an event stream can say. All but `preview` and `reconnect` are kept and replayed."""
+
+    STATUS = "status"  # the whole job, as it is now
+    PROGRESS = "progress"
+    PREVIEW = "preview"  # newest picture of a running step; only for streams that ask
+    OUTPUT = "output"
+    LOG = "log"
+    ERROR = "error"
+    RECONNECT = "reconnect"  # this process goes away; come back with Last-Event-ID
+
+
+class Event(NamedTuple):
+    """One entry of a job's stream. `id` is its Redis stream id and its SSE id; `data` is JSON."""
+
+    id: str
+    kind: str
+    data: bytes
+
+    def is_after(self, other: str) -> bool:
+        return stream_position(self.id) > stream_position(other)
+
+
+def stream_position(event_id: str) -> tuple[int, int]:
+    """A Redis stream id `ms-seq` in a form that sorts."""
+    milliseconds, _, sequence = event_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class Progress(_Part):
+    """How far a job is. `value` runs from 0 to 1 over the whole graph; `step` of `steps` is the node at work."""
+
+    value: float = 0.0
+    nodes_done: int = 0
+    nodes_total: int = 0
+    current_node: str | None = None
+    current_node_class: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    message: str | None = None
+
+
+class Output(_Part):
+    """One stored picture. `key` is its place in the bucket; signed URLs are made from it at each read."""
+
+    index: int
+    key: str
+    content_type: str
+    size_bytes: int
+    sha256: str
+    width: int | None = None
+    height: int | None = None
+
+
+class JobError(_Part):
+    """Why a job ended badly, in the shape of every other error."""
+
+    code: str
+    message: str
+    hint: str | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class Metrics(_Part):
+    """Where the time went, in milliseconds."""
+
+    queue_ms: int | None = None
+    load_ms: int | None = None
+    execution_ms: int | None = None
+    upload_ms: int | None = None
+
+
+class LoraUse(_Part):
+    """A LoRA as a job uses it: the public name, the file ComfyUI loads, the weight."""
+
+    name: str
+    file: str
+    weight: float
+
+
+class Needs(_Part):
+    """What an instance must have to run a graph: node classes, and the choice each combo input takes."""
+
+    classes: tuple[str, ...] = ()
+    choices: tuple[tuple[str, str, str], ...] = ()  # (class, input, value)
+
+
+class JobSpec(_Part):
+    """What was accepted. Never changes after admission."""
+
+    id: str
+    kind: Literal["generation"] = "generation"
+    caller: str
+    workflow: str
+    workflow_version: str
+    base_model: str
+    parameters: dict[str, Any]
+    seed: int
+    loras: tuple[LoraUse, ...] = ()
+    needs: Needs = Needs()
+    priority: Priority = "normal"
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    timeout_s: float | None = None
+    created_ms: int
+
+
+class Job(_Part):
+    """One record: the spec and how it stands. Times are milliseconds since the epoch."""
+
+    spec: JobSpec
+    status: JobStatus = JobStatus.QUEUED
+    revision: int = 0
+    progress: Progress = Progress()
+    outputs: tuple[Output, ...] = ()
+    error: JobError | None = None
+    metrics: Metrics = Metrics()
+    instance: str | None = None
+    prompt_id: str | None = None
+    warm: bool | None = None
+    cached: bool = False
+    attempts: int = 0
+    started_ms: int | None = None
+    finished_ms: int | None = None
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def new_job_id(kind: str = "gen") -> str:
+    """An id that sorts by time of making and cannot be guessed (64 random bits)."""
+    return f"{kind}_{now_ms():012x}{secrets.token_hex(8)}"

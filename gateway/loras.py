@@ -1,0 +1,92 @@
+"""Known LoRAs: name, file, family, trigger word, and which instances have them. Names are resolved here; files are ComfyUI's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from gateway.errors import NotFound
+from gateway.redis_client import RedisClient, translate_redis
+
+
+class Lora(BaseModel):
+    """One LoRA. `family` None means its file does not say what it was trained on."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: str
+    file: str
+    family: str | None = None
+    base_model: str | None = None
+    trigger_word: str | None = None
+    instances: list[str] = Field(default_factory=list)
+
+
+_LORAS = TypeAdapter(list[Lora])
+
+
+def describe_lora(file: str, metadata: dict[str, Any]) -> Lora:
+    """A LoRA from its file name and the metadata in its header.
+
+    Reads our own keys first, then those of kohya's scripts (`ss_base_model_version`) and of the model spec (`modelspec.architecture`).
+    """
+    family = metadata.get("fluxgate.family")
+    declared = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
+    if family is None and "flux" in declared:
+        family = "flux1"
+    stem = file.replace("\\", "/").rpartition(".")[0] or file
+    return Lora(
+        name=stem,
+        file=file,
+        family=family,
+        base_model=metadata.get("fluxgate.base_model"),
+        trigger_word=metadata.get("fluxgate.trigger_word"),
+    )
+
+
+class LoraRegistry:
+    """What the instances list, merged by file. Raises RedisUnavailable."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+
+    @translate_redis
+    async def publish(self, instance: str, loras: list[Lora]) -> None:
+        """Replace what one instance is known to have."""
+        await self._redis.hset("fluxgate:loras", instance, _LORAS.dump_json(loras).decode())
+
+    @translate_redis
+    async def forget_instance(self, instance: str) -> None:
+        await self._redis.hdel("fluxgate:loras", instance)
+
+    @translate_redis
+    async def all(self) -> list[Lora]:
+        """Every LoRA that some instance has, by name."""
+        merged: dict[str, Lora] = {}
+        for instance, raw in (await self._redis.hgetall("fluxgate:loras")).items():
+            for lora in _LORAS.validate_json(raw):
+                merged.setdefault(lora.file, lora).instances.append(instance.decode())
+        return sorted(merged.values(), key=lambda lora: lora.name)
+
+    async def resolve(self, names: Iterable[str]) -> list[Lora]:
+        """The LoRAs of these names, in order. NotFound names the missing one and the nearest known ones."""
+        wanted = list(names)
+        if not wanted:
+            return []
+        known = {lora.name: lora for lora in await self.all()}
+        by_file = {lora.file: lora for lora in known.values()}
+        found = []
+        for name in wanted:
+            lora = known.get(name) or by_file.get(name)
+            if lora is None:
+                nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+                raise NotFound(
+                    f"There is no LoRA {name!r}.",
+                    code="lora_not_found",
+                    hint=f"Did you mean {', '.join(nearest)}?" if nearest else "GET /v1/loras lists those there are.",
+                    details={"parameter": "loras", "value": name, "nearest": nearest},
+                )
+            found.append(lora)
+        return found

@@ -1,0 +1,60 @@
+"""A job as callers see it: RFC 3339 times, signed URLs, links. The one place where records become answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.jobs.model import Job, Output
+from gateway.storage import Storage
+
+
+def rfc3339(milliseconds: int | None) -> str | None:
+    """Milliseconds since the epoch as a UTC time with milliseconds."""
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def present_output(output: Output, storage: Storage) -> dict[str, Any]:
+    """An output with a URL that is signed now."""
+    return {
+        "index": output.index,
+        "url": storage.sign(output.key),
+        "content_type": output.content_type,
+        "size_bytes": output.size_bytes,
+        "width": output.width,
+        "height": output.height,
+        "sha256": output.sha256,
+    }
+
+
+def present_job(job: Job, *, base_url: str, storage: Storage, queue_position: int | None = None) -> dict[str, Any]:
+    """The job's fields as documented in the API."""
+    spec, home = job.spec, f"{base_url}/v1/generations/{job.id}"
+    return {
+        "id": job.id,
+        "object": "generation",
+        "status": job.status.value,
+        "workflow": spec.workflow,
+        "workflow_version": spec.workflow_version,
+        "base_model": spec.base_model,
+        "parameters": spec.parameters,
+        "seed": spec.seed,
+        "loras": [{"name": lora.name, "weight": lora.weight} for lora in spec.loras],
+        "priority": spec.priority,
+        "metadata": spec.metadata,
+        "progress": job.progress.model_dump(),
+        "queue_position": queue_position,
+        "outputs": [present_output(output, storage) for output in job.outputs],
+        "error": job.error.model_dump() if job.error else None,
+        "metrics": job.metrics.model_dump(),
+        "instance": job.instance,
+        "warm": job.warm,
+        "cached": job.cached,
+        "attempts": job.attempts,
+        "created_at": rfc3339(spec.created_ms),
+        "started_at": rfc3339(job.started_ms),
+        "finished_at": rfc3339(job.finished_ms),
+        "urls": {"self": home, "events": f"{home}/events", "cancel": f"{home}/cancel", "workflow": f"{home}/workflow"},
+    }

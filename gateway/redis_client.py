@@ -1,0 +1,49 @@
+"""Redis as this project uses it: answers are bytes, and its exceptions leave as RedisUnavailable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from gateway.errors import RedisUnavailable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# redis-py types each answer as the union of all it could be under other settings; ours are plain bytes.
+RedisClient: TypeAlias = Any
+FOREIGN = (RedisError, OSError)
+TIMEOUT_S = 5.0
+CONNECTIONS = 64
+
+
+def connect_redis(url: str) -> RedisClient:
+    """A client for commands. One quick retry heals a connection that died while idle; every script bears being sent twice."""
+    pool = BlockingConnectionPool.from_url(
+        url, max_connections=CONNECTIONS, timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S, retry=Retry(ConstantBackoff(0.05), 1)
+    )
+    return Redis(connection_pool=pool)
+
+
+def connect_reader(url: str) -> RedisClient:
+    """A client for blocking reads, whose socket may stay silent."""
+    return Redis.from_url(url, socket_timeout=None, socket_connect_timeout=TIMEOUT_S, health_check_interval=0)
+
+
+def translate_redis(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Redis's own exceptions leave as RedisUnavailable, chained."""
+
+    @wraps(function)
+    async def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await function(*args, **kwargs)
+        except FOREIGN as error:
+            raise RedisUnavailable(f"Redis did not answer: {error}") from error
+
+    return wrapped

@@ -1,0 +1,121 @@
+"""What there is to choose from: workflows, base models, LoRAs, and the instances that have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from comfy_workflows.workflow import Workflow
+from gateway.admission import needs_of
+from gateway.dispatch.fleet import missing
+from gateway.errors import NotFound
+from gateway.instances import Catalog, InstanceFacts
+from gateway.loras import Lora
+from gateway.presentation import rfc3339
+from gateway.routes.deps import Runtime
+from gateway.runtime import Runtime as RuntimeState
+
+router = APIRouter(prefix="/v1", tags=["catalog"])
+
+
+async def _catalogs(runtime: RuntimeState) -> dict[str, Catalog]:
+    """Node catalogues of the instances that are up."""
+    found = {}
+    for facts in await runtime.registry.all():
+        if facts.state == "up" and (catalog := await runtime.registry.catalog(facts)) is not None:
+            found[facts.id] = catalog
+    return found
+
+
+def _summary(workflow: Workflow, catalogs: dict[str, Catalog]) -> dict[str, Any]:
+    classes = needs_of(workflow.graph).model_copy(update={"choices": ()})
+    return {
+        "name": workflow.name,
+        "title": workflow.title,
+        "description": workflow.description,
+        "version": workflow.version,
+        "families": list(workflow.families),
+        "base_models": workflow.fitting_base_models(),
+        "instances": sorted(name for name, catalog in catalogs.items() if not missing(classes, catalog)),
+    }
+
+
+@router.get("/workflows")
+async def list_workflows(runtime: Runtime) -> dict[str, Any]:
+    """Every workflow, and the instances that have its nodes."""
+    catalogs = await _catalogs(runtime)
+    return {"data": [_summary(runtime.catalog.get(name), catalogs) for name in runtime.catalog.names()]}
+
+
+@router.get("/workflows/{name}")
+async def get_workflow(name: str, runtime: Runtime) -> dict[str, Any]:
+    """A workflow with the JSON Schema of its parameters and an example request."""
+    workflow = runtime.admission.workflow(name)
+    return {**_summary(workflow, await _catalogs(runtime)), "parameters": workflow.json_schema(), "example": workflow.example}
+
+
+@router.get("/models")
+async def list_models(runtime: Runtime) -> dict[str, Any]:
+    """Base models of the catalogue, where their files are, and where one is warm."""
+    instances = await runtime.registry.all()
+    catalogs = await _catalogs(runtime)
+    data = []
+    for model in runtime.catalog.base_models.values():
+        files = set(model.files.values())
+        ready = [name for name, catalog in catalogs.items() if files <= _all_choices(catalog)]
+        data.append(
+            {
+                "id": model.name,
+                "object": "model",
+                **model.model_dump(exclude={"name"}, mode="json"),
+                "default": model.name == runtime.settings.default_base_model,
+                "ready_on": sorted(ready),
+                "warm_on": sorted(facts.id for facts in instances if facts.base_model == model.name and facts.state == "up"),
+            }
+        )
+    return {"object": "list", "data": data}
+
+
+def _all_choices(catalog: Catalog) -> set[str]:
+    loaders = ("UNETLoader", "DualCLIPLoader", "CLIPLoader", "VAELoader", "CheckpointLoaderSimple")
+    return {choice for name in loaders for choices in catalog.get(name, {}).values() for choice in choices}
+
+
+@router.get("/loras")
+async def list_loras(runtime: Runtime) -> dict[str, Any]:
+    """Every LoRA that an instance has."""
+    return {"data": [_present_lora(lora) for lora in await runtime.loras.all()]}
+
+
+@router.get("/loras/{name:path}")
+async def get_lora(name: str, runtime: Runtime) -> dict[str, Any]:
+    """One LoRA by name."""
+    return _present_lora((await runtime.loras.resolve([name]))[0])
+
+
+def _present_lora(lora: Lora) -> dict[str, Any]:
+    record: dict[str, Any] = lora.model_dump()
+    record["ready_on"] = sorted(record.pop("instances"))
+    return record
+
+
+def _present_instance(facts: InstanceFacts) -> dict[str, Any]:
+    record = facts.model_dump(exclude={"seen_ms", "catalog_version"})
+    record["seen_at"] = rfc3339(facts.seen_ms or None)
+    return record
+
+
+@router.get("/instances")
+async def list_instances(runtime: Runtime) -> dict[str, Any]:
+    """Each ComfyUI: state, version, device, memory, what is loaded, what went wrong last."""
+    return {"data": [_present_instance(facts) for facts in await runtime.registry.all()]}
+
+
+@router.get("/instances/{instance}")
+async def get_instance(instance: str, runtime: Runtime) -> dict[str, Any]:
+    """One ComfyUI by id."""
+    for facts in await runtime.registry.all():
+        if facts.id == instance:
+            return _present_instance(facts)
+    raise NotFound(f"There is no instance {instance!r}.", code="instance_not_found", details={"parameter": "instance", "value": instance})

@@ -1,0 +1,96 @@
+"""A job's events as SSE: replayed from any point, then live, until the job has ended."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
+
+from gateway.errors import BadRequest
+from gateway.jobs.events import read_events
+from gateway.jobs.model import TERMINAL, Event, EventKind, Job, Output
+from gateway.presentation import present_job, present_output
+from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, load_own_job
+from gateway.runtime import Runtime as RuntimeState
+
+router = APIRouter(prefix="/v1", tags=["events"])
+
+_EVENT_ID = re.compile(r"\d{1,15}(-\d{1,10})?")
+_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+
+def _frame(kind: str, data: str, event_id: str | None = None) -> bytes:
+    head = f"id: {event_id}\n" if event_id else ""
+    return f"{head}event: {kind}\ndata: {data}\n\n".encode()
+
+
+class EventPresenter:
+    """Events as callers see them: whole jobs and outputs get their signed URLs at the time of delivery."""
+
+    def __init__(self, runtime: RuntimeState, base_url: str) -> None:
+        self._runtime, self._base_url = runtime, base_url
+        self.ended = False
+
+    def job(self, job: Job) -> str:
+        self.ended = job.status in TERMINAL
+        return json.dumps(present_job(job, base_url=self._base_url, storage=self._runtime.storage), ensure_ascii=False)
+
+    def frame(self, event: Event) -> bytes:
+        event_id = None if event.kind == EventKind.PREVIEW else event.id
+        if event.kind == EventKind.STATUS:
+            return _frame(event.kind, self.job(Job.model_validate_json(event.data)), event_id)
+        if event.kind == EventKind.OUTPUT:
+            output = present_output(Output.model_validate_json(event.data), self._runtime.storage)
+            return _frame(event.kind, json.dumps(output), event_id)
+        return _frame(event.kind, event.data.decode(), event_id)
+
+
+async def _stream(runtime: RuntimeState, job: Job, base_url: str, after: str, previews: bool) -> AsyncIterator[bytes]:
+    """The job as it stands (without an id: it is no part of the history), then its events after `after`."""
+    presenter = EventPresenter(runtime, base_url)
+    runtime.metrics.streams.inc()
+    try:
+        yield _frame(EventKind.STATUS, presenter.job(job))
+        if job.is_terminal:
+            while events := await read_events(runtime.redis, job.id, after):
+                for event in events:
+                    yield presenter.frame(event)
+                after = events[-1].id
+            return
+        idle_s = runtime.settings.heartbeat_s
+        async for event_or_silence in runtime.feed.follow(job.id, after, previews=previews, idle_s=idle_s):
+            if event_or_silence is not None:
+                yield presenter.frame(event_or_silence)
+                if presenter.ended:
+                    return
+                continue
+            yield b": still here\n\n"
+            if await runtime.store.load(job.id) is None:
+                return
+    finally:
+        runtime.metrics.streams.dec()
+
+
+@router.api_route("/generations/{job_id}/events", methods=["GET", "POST"], response_class=StreamingResponse)
+async def stream_events(
+    job_id: str,
+    runtime: Runtime,
+    caller: CurrentCaller,
+    base_url: BaseUrl,
+    after: Annotated[str | None, Query(description="Event id to go on after; `Last-Event-ID` says the same.")] = None,
+    previews: Annotated[bool, Query(description="Also send pictures of the work in progress.")] = False,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> StreamingResponse:
+    """The job now, then every event with its id, then the live ones; the stream ends after the terminal status."""
+    position = last_event_id or after or "0"
+    if not _EVENT_ID.fullmatch(position):
+        raise BadRequest(
+            "That is no event id.", details={"parameter": "after", "value": position[:100], "allowed": "an id from this stream"}
+        )
+    job = await load_own_job(runtime, caller, job_id)
+    body = _stream(runtime, job, base_url, position, previews)
+    return StreamingResponse(body, media_type="text/event-stream", headers=_HEADERS)

@@ -1,0 +1,66 @@
+"""Whether the process lives, whether it can serve, and its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.errors import StorageUnavailable, Unavailable
+from gateway.routes.deps import Runtime
+from gateway.runtime import Runtime as RuntimeState
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health")
+async def get_health() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+async def _check_redis(runtime: RuntimeState) -> str | None:
+    try:
+        await runtime.store.depth()
+    except Unavailable as error:
+        return error.message
+    return None
+
+
+async def _check_storage(runtime: RuntimeState) -> str | None:
+    try:
+        await runtime.storage.check()
+    except StorageUnavailable as error:
+        return error.message
+    return None
+
+
+async def _check_instances(runtime: RuntimeState) -> str | None:
+    try:
+        facts = await runtime.registry.all()
+    except Unavailable as error:
+        return error.message
+    if any(fact.state == "up" for fact in facts):
+        return None
+    said = "; ".join(f"{fact.id}: {fact.last_error or fact.state}" for fact in facts)
+    return said or "no instance has been seen yet"
+
+
+@router.get("/ready", responses={503: {"description": "Names the parts that are out of reach"}})
+async def get_ready(runtime: Runtime, response: Response) -> dict[str, Any]:
+    """Redis, S3 and at least one instance are usable; names what is not."""
+    faults = {
+        "redis": await _check_redis(runtime),
+        "storage": await _check_storage(runtime),
+        "instances": await _check_instances(runtime),
+    }
+    ready = not any(faults.values())
+    response.status_code = 200 if ready else 503
+    return {"ready": ready, "checks": {name: fault or "ok" for name, fault in faults.items()}}
+
+
+@router.get("/metrics", response_class=Response)
+async def get_metrics(runtime: Runtime) -> Response:
+    """Prometheus text."""
+    return Response(generate_latest(runtime.metrics.registry), media_type=CONTENT_TYPE_LATEST)

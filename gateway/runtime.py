@@ -1,0 +1,100 @@
+"""Opens and closes every long-lived object of a process, in one typed place. Connections are made here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+import comfy_workflows
+from comfy_workflows.catalog import Catalog
+from gateway.admission import Admission
+from gateway.dispatch.dispatcher import Dispatcher
+from gateway.errors import StorageUnavailable
+from gateway.instances import InstanceRegistry
+from gateway.jobs.events import EventFeed
+from gateway.jobs.store import JobStore
+from gateway.loras import LoraRegistry
+from gateway.redis_client import RedisClient, connect_reader, connect_redis
+from gateway.settings import Settings
+from gateway.storage import Storage
+from gateway.telemetry import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What a request or a loop may need. Opened once a process."""
+
+    settings: Settings
+    catalog: Catalog
+    redis: RedisClient
+    store: JobStore
+    feed: EventFeed
+    storage: Storage
+    loras: LoraRegistry
+    registry: InstanceRegistry
+    admission: Admission
+    metrics: Metrics
+    dispatcher: Dispatcher | None
+
+
+def load_catalog(settings: Settings) -> Catalog:
+    """The workflows that ship, and those of WORKFLOWS_DIR. Raises BrokenWorkflow."""
+    own = Path(comfy_workflows.__file__).parent
+    return Catalog.load(own, *([settings.workflows_dir] if settings.workflows_dir else []))
+
+
+async def _ensure_bucket(storage: Storage) -> None:
+    """S3 may come up after us; `/ready` says so until it has."""
+    while True:
+        try:
+            await storage.ensure_bucket()
+            return
+        except StorageUnavailable as error:
+            log.warning("bucket not ready", extra={"error": error.message})
+        await asyncio.sleep(2)
+
+
+async def _essential(name: str, work: Coroutine[Any, Any, None]) -> None:
+    """A loop without which the process is of no use: when it breaks the process ends, and says why."""
+    try:
+        await work
+    except Exception:  # boundary: the last line before a silent half-alive process
+        log.critical("%s broke; the process ends", name, exc_info=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@asynccontextmanager
+async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[Runtime]:
+    """Everything, running. `dispatch` also claims and runs jobs here."""
+    catalog, metrics, storage = load_catalog(settings), Metrics(), Storage(settings)
+    redis, feed_redis = connect_redis(settings.redis_url), connect_reader(settings.redis_url)
+    # limit=0: connections are bounded by slots and by the ingest's own semaphore.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30)) as session:
+        store = JobStore(redis, ttl_s=settings.job_ttl_s)
+        feed, loras, registry = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis)
+        admission = Admission(settings, catalog, store, loras, registry)
+        dispatcher = Dispatcher(settings, session, store, feed, storage, registry, loras, metrics) if dispatch else None
+        await feed.open()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_ensure_bucket(storage)), group.create_task(_essential("the event feed", feed.run()))]
+            if dispatcher is not None:
+                tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
+            try:
+                yield Runtime(settings, catalog, redis, store, feed, storage, loras, registry, admission, metrics, dispatcher)
+            finally:
+                for task in tasks:
+                    task.cancel()
+    storage.close()
+    await redis.aclose()
+    await feed_redis.aclose()

@@ -1,0 +1,78 @@
+"""The only reader of the environment. Every field has help text; the table in docs/settings.md is generated from it."""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """One deployment. Read once at start; names are those of the environment, in lower case."""
+
+    model_config = SettingsConfigDict(env_file=None, extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address the gateway listens on. Anything but loopback needs API keys.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the gateway listens on.")
+    public_url: str | None = Field(None, description="Base URL callers see, for the links in answers. Default: the request's own.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis that holds jobs, queue, leases and events.")
+
+    s3_endpoint_url: str | None = Field(None, description="S3 endpoint. Empty for AWS; set for R2, MinIO, rclone.")
+    s3_public_endpoint_url: str | None = Field(None, description="Endpoint that signed URLs name, when callers reach S3 by another way.")
+    s3_bucket: str = Field("fluxgate", description="Bucket for pictures, datasets and LoRAs. Made at start if absent.")
+    s3_region: str = Field("us-east-1", description="Region of the bucket.")
+    aws_access_key_id: str | None = Field(None, description="S3 access key. Empty: boto3's own credential chain.")
+    aws_secret_access_key: SecretStr | None = Field(None, description="S3 secret key.")
+    url_ttl_s: int = Field(3600, ge=60, le=604800, description="Seconds a signed picture URL lives.")
+
+    comfyui_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("http://127.0.0.1:8188",), description="ComfyUI instances, comma separated, each with its scheme and port."
+    )
+    dispatcher: Literal["embedded", "off"] = Field(
+        "embedded", description="`embedded` runs the dispatcher inside the gateway; `off` leaves it to `python -m gateway.dispatch`."
+    )
+    slots_per_instance: int = Field(
+        2, ge=1, le=8, description="Prompts kept in one ComfyUI: one runs, the rest wait so that the GPU never does."
+    )
+    lease_s: float = Field(10.0, gt=0, description="Seconds a claimed job stays its dispatcher's without renewal.")
+    poll_s: float = Field(2.0, gt=0, description="Seconds between looks into an instance's queue and history while a job runs there.")
+    instance_lost_s: float = Field(30.0, gt=0, description="Seconds an instance may be out of reach before its jobs go back to the queue.")
+    max_attempts: int = Field(3, ge=1, description="Times a job may be started before it fails.")
+    upload_tries: int = Field(5, ge=1, description="Times one picture's upload to S3 is tried, with growing pauses.")
+
+    default_workflow: str = Field("flux", description="Workflow of a request that names none.")
+    default_base_model: str = Field("flux1-dev", description="Base model of a request that names none.")
+    workflows_dir: Path | None = Field(None, description="Folder of further workflows, beside those that ship.")
+
+    job_ttl_s: int = Field(30 * 24 * 3600, ge=60, description="Seconds a finished job's record and events are kept.")
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body, refused before it is read.")
+    heartbeat_s: float = Field(15.0, gt=0, description="Seconds between comments on a quiet event stream.")
+
+    @field_validator("comfyui_urls", mode="before")
+    @classmethod
+    def _split_urls(cls, value: object) -> object:
+        return tuple(url.strip().rstrip("/") for url in value.split(",") if url.strip()) if isinstance(value, str) else value
+
+    @field_validator("comfyui_urls")
+    @classmethod
+    def _need_scheme(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"COMFYUI_URLS: {url!r} has no scheme; write http://HOST:PORT")
+        return urls
+
+    @cached_property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the gateway."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

@@ -1,0 +1,108 @@
+"""S3 through boto3, in threads. One implementation for AWS, R2, MinIO and rclone; it knows keys and bytes, not jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+import boto3
+from botocore.client import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from gateway.errors import StorageUnavailable
+from gateway.settings import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+THREADS = 8
+
+
+def _connect(settings: Settings, endpoint_url: str | None) -> Any:
+    """A client that signs what every S3 understands: sigv4, checksums only where demanded, path style off AWS."""
+    secret = settings.aws_secret_access_key
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.aws_access_key_id,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        config=Config(
+            signature_version="s3v4",
+            # R2, rclone and older MinIO refuse or ignore the CRC trailers that newer boto3 adds by itself.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path" if endpoint_url else "virtual"},
+            max_pool_connections=THREADS * 2,
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": 2},
+        ),
+    )
+
+
+class Storage:
+    """One bucket. Raises StorageUnavailable, and nothing else of botocore's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.bucket = settings.s3_bucket
+        self._url_ttl_s = settings.url_ttl_s
+        self._region = settings.s3_region
+        self._client = _connect(settings, settings.s3_endpoint_url)
+        public = settings.s3_public_endpoint_url
+        self._signer = _connect(settings, public) if public else self._client
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
+
+    async def _call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        except (ClientError, BotoCoreError) as error:
+            raise StorageUnavailable(f"S3 did not do it: {error}", details={"bucket": self.bucket}) from error
+
+    async def ensure_bucket(self) -> None:
+        """Make the bucket unless it is there. A key that may not look is trusted to be able to write."""
+
+        def ensure() -> None:
+            try:
+                self._client.head_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                if status == 403:
+                    return
+                if status != 404:
+                    raise
+                location = {} if self._region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
+                self._client.create_bucket(Bucket=self.bucket, **location)
+
+        await self._call(ensure)
+
+    async def check(self) -> None:
+        """Raise StorageUnavailable unless the bucket answers."""
+        await self._call(self._client.head_bucket, Bucket=self.bucket)
+
+    async def put(self, key: str, body: bytes, content_type: str) -> None:
+        await self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
+
+    async def get(self, key: str) -> bytes:
+        """The object's bytes."""
+        return await self._call(lambda: bytes(self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()))
+
+    async def delete(self, keys: list[str]) -> None:
+        """Delete objects one by one: not every S3 has the bulk call, and a job has few."""
+
+        def delete_all() -> None:
+            for key in keys:
+                self._client.delete_object(Bucket=self.bucket, Key=key)
+
+        await self._call(delete_all)
+
+    def sign(self, key: str) -> str:
+        """A URL that reads the object for `url_ttl_s` seconds. Pure arithmetic, no request."""
+        url: str = self._signer.generate_presigned_url("get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=self._url_ttl_s)
+        return url
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
