@@ -91,12 +91,12 @@ class UnknownParameter(ParameterError):
 class FamilyMismatch(WorkflowError):
     code = "family_mismatch"
 
-    def __init__(
-        self, subject: str, family: str, wanted_by: str, wanted: Sequence[str], *, parameter: str, hint: str | None = None
-    ) -> None:
-        message = f"{subject} belongs to family {family!r}, but {wanted_by} needs {' or '.join(repr(name) for name in wanted)}"
-        details = {"parameter": parameter, "value": subject, "family": family, "allowed": list(wanted)}
-        super().__init__(message, hint=hint, details=details)
+    def __init__(self, noun: str, name: str, family: str, *, wanted_by: str, wanted: Sequence[str], hint: str) -> None:
+        message = f"{noun} {quote(name)} belongs to family {family!r}, but {wanted_by} needs {' or '.join(map(repr, wanted))}"
+        parameter = "base_model" if noun == "base model" else "loras"
+        super().__init__(
+            message, hint=hint, details={"parameter": parameter, "value": shorten(name), "family": family, "allowed": list(wanted)}
+        )
 
 
 class BrokenWorkflow(WorkflowError):

@@ -39,6 +39,8 @@ class Expression:
             self.source = source
             self.names = frozenset(meta.find_undeclared_variables(tree))
             single = _find_single_expression(tree)
+            # Most bindings are one bare name, which a look-up answers far faster than a compiled template.
+            self._name = single.name if isinstance(single, nodes.Name) else None
             self._expression = _compile_expression(environment, single) if single is not None else None
             self._template = environment.from_string(source) if single is None else None
         except TemplateError as error:
@@ -47,6 +49,8 @@ class Expression:
     def evaluate(self, context: Mapping[str, Any]) -> Any:
         """The value of a single expression as it is, or the rendered string. Raises ExpressionError."""
         try:
+            if self._name is not None:
+                return context[self._name]
             if self._template is not None:
                 return self._template.render(context)
             assert self._expression is not None

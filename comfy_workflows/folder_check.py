@@ -46,7 +46,7 @@ def check_folder(folder: Path, base_models: Mapping[str, BaseModelInfo], object_
         for name, graph in graphs:
             found, missing = _compare(graph, object_info)
             problems |= dict.fromkeys(f"{name}: {problem}" for problem in found)
-            notes |= dict.fromkeys(f"not on this ComfyUI: {problem}" for problem in missing)
+            notes |= dict.fromkeys(f"not on this ComfyUI: {file.value} ({file.class_type}.{file.input})" for file in missing)
     return Report(folder, workflow, tuple(problems), tuple(notes))
 
 
@@ -67,18 +67,21 @@ def _render_request(workflow: Workflow, params: Mapping[str, Any], lora_count: i
     return render(workflow, filled, job_id="check", loras=[LoraFile(f"lora-{number}", file, 1.0) for number in range(lora_count)])
 
 
-def _compare(graph: Graph, object_info: ObjectInfo) -> tuple[list[Problem], list[Problem]]:
+def _compare(graph: Graph, object_info: ObjectInfo) -> tuple[list[Problem], list[LoaderFile]]:
     """(faults of the graph, files that this instance lacks)."""
     files = set(loader_files(graph, object_info))
     found: list[Problem] = []
-    missing: list[Problem] = []
+    missing: list[LoaderFile] = []
     for problem in check(graph, object_info):
-        is_file = problem.code == "value_not_in_list" and _name_file(graph, problem) in files
-        (missing if is_file else found).append(problem)
+        file = _find_file(graph, problem)
+        if file in files and file is not None:
+            missing.append(file)
+        else:
+            found.append(problem)
     return found, missing
 
 
-def _name_file(graph: Graph, problem: Problem) -> LoaderFile | None:
-    if problem.node_id is None or problem.class_type is None or problem.input is None:
+def _find_file(graph: Graph, problem: Problem) -> LoaderFile | None:
+    if problem.code != "value_not_in_list" or problem.node_id is None or problem.class_type is None or problem.input is None:
         return None
     return LoaderFile(problem.class_type, problem.input, graph[problem.node_id]["inputs"][problem.input])

@@ -117,32 +117,37 @@ def chain_loras(graph: Graph, node_id: str, loras: Sequence[tuple[str, float]]) 
     The first keeps the node's id, the others take new ids and numbered titles; consumers of the node read from the last.
     Raises BrokenWorkflow when the node is no known LoRA loader or its own model or clip is not connected.
     """
+    passed = require_lora_loader(graph, node_id)
+    original = graph[node_id]
+    sources = [original["inputs"][name] for name in passed]
     chained = copy_graph(graph)
-    original = chained[node_id]
-    passed = LORA_LOADERS.get(original["class_type"])
-    if passed is None:
-        raise BrokenWorkflow("graph", [f"node {node_id} is a {original['class_type']}; LoRAs need one of {', '.join(LORA_LOADERS)}"])
-    sources = [original["inputs"].get(name) for name in passed]
-    if not all(is_link(source) and is_sound_link(graph, source) for source in sources):
-        raise BrokenWorkflow("graph", [f"node {node_id} ({original['class_type']}): connect its {' and '.join(passed)}"])
-    consumers = [(chained[user]["inputs"], name, link[1]) for user, name, link in iterate_links(chained) if link[:1] == [node_id]]
-    if any(slot >= len(passed) for _, _, slot in consumers):
-        raise BrokenWorkflow(
-            "graph", [f"node {node_id} ({original['class_type']}) has no output beyond {' and '.join(passed)}, but another node reads one"]
-        )
-    copies = [_copy_json(original) for _ in loras]
     del chained[node_id]
-    for number, (lora, (file, weight), new_id) in enumerate(
-        zip(copies, loras, _name_copies(graph, node_id, len(loras)), strict=True), start=1
-    ):
+    consumers = [(chained[user]["inputs"], name, link[1]) for user, name, link in iterate_links(chained) if link[:1] == [node_id]]
+    for number, ((file, weight), new_id) in enumerate(zip(loras, _name_copies(graph, node_id, len(loras)), strict=True), start=1):
+        lora = chained[new_id] = _copy_json(original)
         _set_lora(lora, passed, sources, file, weight)
         if number > 1:
-            lora.setdefault("_meta", {})["title"] = f"{title_of(original) or original['class_type']} {number}"
-        chained[new_id] = lora
+            lora["_meta"] = {**lora.get("_meta", {}), "title": f"{title_of(original) or original['class_type']} {number}"}
         sources = [[new_id, slot] for slot in range(len(passed))]
     for inputs, name, slot in consumers:
         inputs[name] = list(sources[slot])
     return chained
+
+
+def require_lora_loader(graph: Graph, node_id: str, *, workflow: str = "graph") -> tuple[str, ...]:
+    """What the node passes on, by slot. Raises BrokenWorkflow when the node cannot be repeated or taken out."""
+    node = graph[node_id]
+    passed = LORA_LOADERS.get(node["class_type"])
+    place = f"LoRA node {node_id} ({node['class_type']})"
+    if passed is None:
+        raise BrokenWorkflow(workflow, [f"{place} loads no LoRA; LoRAs need one of {', '.join(LORA_LOADERS)}"])
+    for name in passed:
+        source = node["inputs"].get(name)
+        if not (is_link(source) and is_sound_link(graph, source)):
+            raise BrokenWorkflow(workflow, [f"{place}: connect its {name}"])
+    if any(link[0] == node_id and link[1] >= len(passed) for _, _, link in iterate_links(graph)):
+        raise BrokenWorkflow(workflow, [f"{place} gives only {' and '.join(passed)}, but another node reads more of it"])
+    return passed
 
 
 def _set_lora(node: dict[str, Any], passed: Sequence[str], sources: Sequence[Any], file: str, weight: float) -> None:

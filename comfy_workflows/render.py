@@ -45,6 +45,4 @@ def _require_family(lora: LoraFile, filled: Filled) -> None:
     family = filled.base_model.family
     if lora.family is not None and lora.family != family:
         hint = f"choose a base model of family {lora.family!r}, or a LoRA trained for {family!r}"
-        raise FamilyMismatch(
-            f"LoRA {lora.name!r}", lora.family, f"base model {filled.base_model.name!r}", [family], parameter="loras", hint=hint
-        )
+        raise FamilyMismatch("LoRA", lora.name, lora.family, wanted_by=f"base model {filled.base_model.name!r}", wanted=[family], hint=hint)

@@ -18,7 +18,7 @@ from comfy_workflows.base_models import BaseModelInfo
 from comfy_workflows.binding import Binding, bind
 from comfy_workflows.errors import BrokenWorkflow, FamilyMismatch, UnknownBaseModel
 from comfy_workflows.expressions import Expression, ExpressionError, is_expression
-from comfy_workflows.graph import LORA_LOADERS, Graph, check_structure, find_by_title, find_sinks
+from comfy_workflows.graph import Graph, check_structure, find_by_title, find_sinks, require_lora_loader
 from comfy_workflows.parameters import Parameter
 from comfy_workflows.request_model import MAX_LORAS, LoraRequest, build_request_model, explain
 
@@ -38,8 +38,10 @@ class Filled:
     loras: tuple[LoraRequest, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workflow:
+    """A loaded folder. Two of them are never equal: `version` compares what they say."""
+
     name: str
     title: str
     description: str
@@ -96,8 +98,7 @@ class Workflow:
         chosen = self.base_models[name]
         if self.families and chosen.family not in self.families:
             hint = f"base models that fit: {', '.join(fitting) or 'none'}"
-            subject = f"base model {name!r}"
-            raise FamilyMismatch(subject, chosen.family, f"workflow {self.name!r}", self.families, parameter="base_model", hint=hint)
+            raise FamilyMismatch("base model", name, chosen.family, wanted_by=f"workflow {self.name!r}", wanted=self.families, hint=hint)
         return chosen
 
 
@@ -128,11 +129,10 @@ def load_workflow(folder: Path, base_models: Mapping[str, BaseModelInfo]) -> Wor
     graph = _read_graph(name, graph_bytes)
     file = _read_bindings(name, bindings_bytes)
     parameters = _read_parameters(name, file)
-    example = _read_json(name, "example.json", _read_bytes(folder, "example.json"))
-    if not isinstance(example, dict):
-        raise BrokenWorkflow(name, ["example.json: must be an object, the body of a request"])
+    example = _read_example(name, _read_bytes(folder, "example.json"))
     lora_node_id = _find_lora_node(name, graph, file)
     fitting = {key: known for key, known in base_models.items() if not file.families or known.family in file.families}
+    choices = list(fitting) if file.families else []
     return Workflow(
         name=name,
         title=file.title,
@@ -142,9 +142,7 @@ def load_workflow(folder: Path, base_models: Mapping[str, BaseModelInfo]) -> Wor
         parameters=parameters,
         graph=graph,
         bindings=bind(name, graph, file.bindings, parameters, lora_node_id),
-        request_model=build_request_model(
-            name, parameters, base_models=list(fitting) if file.families else [], takes_loras=lora_node_id is not None, example=example
-        ),
+        request_model=build_request_model(name, parameters, base_models=choices, takes_loras=lora_node_id is not None, example=example),
         example=example,
         lora_node=file.loras.node if file.loras else None,
         lora_node_id=lora_node_id,
@@ -183,6 +181,13 @@ def _read_graph(workflow: str, content: bytes) -> Graph:
     return graph
 
 
+def _read_example(workflow: str, content: bytes) -> dict[str, Any]:
+    example = _read_json(workflow, "example.json", content)
+    if not isinstance(example, dict):
+        raise BrokenWorkflow(workflow, ["example.json: must be an object, the body of a request"])
+    return example
+
+
 def _read_bindings(workflow: str, content: bytes) -> _BindingFile:
     try:
         return _BindingFile.model_validate(tomllib.loads(content.decode("utf-8")))
@@ -214,10 +219,7 @@ def _find_lora_node(workflow: str, graph: Graph, file: _BindingFile) -> str | No
     if file.loras is None:
         return None
     node_id = find_by_title(graph, file.loras.node, workflow=workflow)
-    class_type = graph[node_id]["class_type"]
-    if class_type not in LORA_LOADERS:
-        problem = f"[loras] node {file.loras.node!r} is a {class_type}; it must be one of {', '.join(LORA_LOADERS)}"
-        raise BrokenWorkflow(workflow, [problem])
+    require_lora_loader(graph, node_id, workflow=workflow)
     return node_id
 
 
