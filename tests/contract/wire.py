@@ -8,8 +8,10 @@ import struct
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 Graph = dict[str, Any]
 
@@ -116,7 +118,7 @@ class Wire:
         return prompt_id, messages
 
     async def history_of(self, prompt_id: str) -> dict[str, Any]:
-        answer = await self.get(f"/history/{prompt_id}")
+        answer = await self.get(f"/history/{quote(prompt_id, safe='')}")
         entry: dict[str, Any] = answer.body[prompt_id]
         return entry
 
@@ -131,7 +133,7 @@ class Wire:
             await asyncio.sleep(0.02)
 
     async def _ask(self, method: str, path: str, **options: Any) -> Answer:
-        async with asyncio.timeout(DEADLINE_S), self.http.request(method, self.base_url + path, **options) as response:
+        async with asyncio.timeout(DEADLINE_S), self.http.request(method, URL(self.base_url + path, encoded=True), **options) as response:
             return Answer(response.status, response.content_type, await response.read())
 
 
