@@ -92,22 +92,14 @@ NodeClasses = dict[str, type[Node]]
 
 def builtin_nodes() -> NodeClasses:
     """The node classes that every engine has, by class name."""
-    return {**load_nodes("local.engine.image_nodes"), **_flux_nodes()}
+    # Named, not imported on top: these modules build on this one.
+    flux: NodeClasses = importlib.import_module("local.engine.flux_nodes").FLUX_NODES
+    return {**load_nodes("local.engine.image_nodes"), **flux}
 
 
 def load_nodes(module: str) -> NodeClasses:
     """The `NODES` of an importable module."""
     classes: NodeClasses = importlib.import_module(module).NODES
-    return classes
-
-
-def _flux_nodes() -> NodeClasses:
-    try:
-        classes: NodeClasses = importlib.import_module("local.engine.flux_nodes").FLUX_NODES
-    except ModuleNotFoundError as error:
-        if error.name != "local.engine.flux_nodes":
-            raise
-        return {}
     return classes
 
 
