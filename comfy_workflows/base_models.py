@@ -26,12 +26,18 @@ class BaseModelInfo(BaseModel):
 
 
 def read_base_models(path: Path) -> dict[str, BaseModelInfo]:
-    """Reads one `base_models.toml`: a table per base model. Raises BrokenWorkflow naming the table and the field."""
+    """Reads one `base_models.toml`: a table per base model. Raises BrokenWorkflow naming the tables and the fields."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {name: BaseModelInfo.model_validate({"name": name, **table}) for name, table in tables.items()}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise BrokenWorkflow(path.name, [f"{path.name}: {error}"]) from error
-    except ValidationError as error:
-        problems = [f"{path.name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise BrokenWorkflow(path.name, [f"{error.title}: {problem}" for problem in problems]) from error
+    except ValueError as error:
+        raise BrokenWorkflow(path.name, [f"{path}: {error}"]) from error
+    found: dict[str, BaseModelInfo] = {}
+    problems: list[str] = []
+    for name, table in tables.items():
+        try:
+            found[name] = BaseModelInfo.model_validate({**table, "name": name} if isinstance(table, dict) else table)
+        except ValidationError as error:
+            problems += [f"{path}: {'.'.join(map(str, (name, *fault['loc'])))}: {fault['msg']}" for fault in error.errors()]
+    if problems:
+        raise BrokenWorkflow(path.name, problems)
+    return found

@@ -50,7 +50,6 @@ def bind(
         except BrokenWorkflow as error:
             problems += [f"bindings.toml: {target!r}: {problem}" for problem in error.details["problems"]]
             hint = hint or error.hint
-    problems += _find_double_targets(bindings)
     if not problems:
         problems += _find_unused_parameters(bindings, parameters)
     if problems:
@@ -99,16 +98,6 @@ def _split_target(graph: Graph, target: str) -> tuple[str, str]:
 
 def _set_by_loras(class_type: str) -> set[str]:
     return {"lora_name", *(f"strength_{name}" for name in LORA_LOADERS[class_type])}
-
-
-def _find_double_targets(bindings: list[Binding]) -> list[str]:
-    seen: dict[tuple[str, str], str] = {}
-    problems = []
-    for binding in bindings:
-        first = seen.setdefault((binding.node_id, binding.input), binding.target)
-        if first != binding.target:
-            problems.append(f"bindings.toml: {binding.target!r} and {first!r} bind the same input")
-    return problems
 
 
 def _find_unused_parameters(bindings: list[Binding], parameters: Mapping[str, Parameter]) -> list[str]:

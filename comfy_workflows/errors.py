@@ -134,7 +134,9 @@ def shorten(value: Any, longest: int = LONGEST_SHOWN_VALUE) -> Any:
 
 def quote(value: Any) -> str:
     """A value inside a sentence, written as JSON so that `true`, `null` and control characters look as they were sent."""
-    return json.dumps(shorten(value, longest=60), ensure_ascii=False)
+    shown = shorten(value, longest=60)
+    is_container = isinstance(shown, str) and not isinstance(value, str)
+    return str(shown) if is_container else json.dumps(shown, ensure_ascii=False)
 
 
 def _describe_unknown(noun: str, name: str, known: Iterable[str]) -> tuple[str, str | None, dict[str, Any]]:

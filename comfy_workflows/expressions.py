@@ -11,8 +11,9 @@ from jinja2 import StrictUndefined, TemplateError, Undefined, meta, nodes
 from jinja2.environment import TemplateExpression
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# What an author's arithmetic or attribute access can raise besides Jinja's own errors.
-EVALUATION_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+# What an author's arithmetic or attribute access can raise besides Jinja's own errors. NameError because Jinja folds
+# constants and writes an infinite one into its generated code as `inf`.
+EVALUATION_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError)
 
 
 class ExpressionError(ValueError):

@@ -33,26 +33,35 @@ def check_folder(folder: Path, base_models: Mapping[str, BaseModelInfo], object_
         workflow = load_workflow(folder, base_models)
     except BrokenWorkflow as error:
         return Report(folder, None, tuple(error.details["problems"]), hint=error.hint)
-    problems: dict[str, None] = {}
+    # Keyed by what is wrong: the same fault under every base model is said once, where it showed first.
+    problems: dict[str, str] = {}
     notes: dict[str, None] = {}
     graphs = [("graph.json", workflow.graph)]
     for name, params, lora_count in _list_requests(workflow):
         try:
             graphs.append((name, _render_request(workflow, params, lora_count)))
         except WorkflowError as error:
-            faults = error.details.get("parameters") or [{"message": text} for text in error.details.get("problems", [error.message])]
-            problems |= dict.fromkeys(f"{name}: {fault['message']}" for fault in faults)
+            for text in _list_faults(error):
+                problems.setdefault(text, name)
     if object_info is not None and not problems:
         for name, graph in graphs:
             found, missing = _compare(graph, object_info)
-            problems |= dict.fromkeys(f"{name}: {problem}" for problem in found)
+            for problem in found:
+                problems.setdefault(str(problem), name)
             notes |= dict.fromkeys(f"not on this ComfyUI: {file.value} ({file.class_type}.{file.input})" for file in missing)
-    return Report(folder, workflow, tuple(problems), tuple(notes))
+    return Report(folder, workflow, tuple(f"{name}: {text}" for text, name in problems.items()), tuple(notes))
+
+
+def _list_faults(error: WorkflowError) -> list[str]:
+    if "parameters" in error.details:
+        return [fault["message"] for fault in error.details["parameters"]]
+    return list(error.details.get("problems", [error.message]))
 
 
 def _list_requests(workflow: Workflow) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """(name, request, number of LoRAs): the example, under every base model, with no LoRA, one, and as many as are allowed."""
-    yield "example.json", workflow.example, 0
+    """(name, request, number of LoRAs): the example as it is, and under every base model, with no LoRA, one, and as many as are allowed."""
+    if "base_model" in workflow.example or not workflow.fitting_base_models():
+        yield "example.json", workflow.example, 0
     lora_counts = (0, 1, workflow.max_loras) if workflow.lora_node else (0,)
     for base_model in workflow.fitting_base_models():
         for count in lora_counts:
