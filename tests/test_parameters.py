@@ -176,8 +176,9 @@ def test_texts_that_cannot_travel_are_refused_in_a_short_encodable_answer(prompt
 
 
 def test_lengths_and_positions_are_said() -> None:
-    with pytest.raises(InvalidParameter, match="'prompt' has 10001 characters; allowed is text of 1 to 10000"):
+    with pytest.raises(InvalidParameter) as caught:
         fill(prompt="é" * 10_001)
+    assert caught.value.message == f"'prompt' has 10001 characters; allowed is {TEXT}"
     with pytest.raises(InvalidParameter, match="'negative_prompt' holds a NUL at index 2"):
         fill(negative_prompt="ab\0")
     with pytest.raises(InvalidParameter, match="'prompt' holds an unpaired surrogate"):
