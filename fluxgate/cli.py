@@ -1,0 +1,227 @@
+"""`fluxgate`: the gateway on the command line. Progress goes to stderr, results (paths, tables) to stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fluxgate.client import DEFAULT_URL, Client
+from fluxgate.display import choose_display, write_preview
+from fluxgate.errors import FluxgateError
+from fluxgate.wire import Job, Lora, Progress, read_job
+
+INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Pictures from a Fluxgate gateway.")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where the gateway is, and as whom."""
+
+    url: str
+    api_key: str | None
+
+    def open(self) -> Client:
+        return Client(self.url, self.api_key)
+
+
+@app.callback()
+def connect(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(envvar="FLUXGATE_URL", help="Address of the gateway.")] = DEFAULT_URL,
+) -> None:
+    # The key has no option: a command line is readable by every user of the machine.
+    context.obj = Connection(url, os.environ.get("FLUXGATE_API_KEY"))
+
+
+@contextmanager
+def speak_errors() -> Iterator[None]:
+    """Errors of the gateway as message and hint, exit code 1."""
+    try:
+        yield
+    except (FluxgateError, OSError) as error:
+        print_error(str(error), getattr(error, "hint", None))
+        raise typer.Exit(1) from error
+
+
+def print_error(message: str, hint: str | None) -> None:
+    typer.echo(f"error: {message}", err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)
+
+
+def parse_lora(text: str) -> Lora:
+    """`NAME` or `NAME:0.8`; a name may hold colons, the last part counts as a weight only if it is a number."""
+    name, colon, weight = text.rpartition(":")
+    if not colon:
+        return Lora(name=text)
+    try:
+        return Lora(name=name, weight=float(weight))
+    except ValueError:
+        return Lora(name=text)
+
+
+def parse_parameter(text: str) -> tuple[str, Any]:
+    """`key=value`; the value is JSON where it can be read as such (numbers, true, lists), else text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{text!r} is not key=value")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def choose_paths(output: Path, count: int) -> list[Path]:
+    """One name per picture: `out.png`, or `out-1.png`, `out-2.png` when there are several."""
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(1, count + 1)]
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    prompt: str,
+    lora: Annotated[list[str] | None, typer.Option(help="NAME or NAME:WEIGHT; repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same picture. Drawn when absent.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely the prompt is followed.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Base model; the deployment's default when absent.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="Workflow; the deployment's default when absent.")] = None,
+    count: Annotated[int | None, typer.Option("-n", "--num-images", help="Pictures to make.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write; without it the URLs are printed.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("-p", "--parameter", help="key=value for any other; repeatable.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Write the work in progress to this file, again and again.")] = None,
+) -> None:
+    """Make a picture and show how it comes along."""
+    given: dict[str, Any] = {"seed": seed, "width": width, "height": height, "steps": steps, "guidance_scale": guidance}
+    given |= {"base_model": base_model, "num_images": count, **dict(parse_parameter(text) for text in parameter or [])}
+    connection: Connection = context.obj
+    with speak_errors(), connection.open() as client:
+        job = client.generate(prompt, workflow=workflow, loras=[parse_lora(text) for text in lora or []], **given)
+        try:
+            job = follow(client, job, preview)
+        except KeyboardInterrupt:
+            offer_cancel(client, job)
+            raise typer.Exit(INTERRUPTED) from None
+        finish(client, job, output)
+
+
+def follow(client: Client, job: Job, preview: Path | None) -> Job:
+    """Show the job until it has ended."""
+    console = Console(stderr=True)
+    console.print(f"{job.id} ({job.workflow}, seed {job.seed})", highlight=False)
+    with choose_display(console) as display:
+        for event in client.events(job.id, previews=preview is not None):
+            if event.kind == "status":
+                job = read_job(event.data)
+                display.show_job(job)
+            elif event.kind == "progress":
+                display.show_progress(Progress.model_validate(event.data))
+            elif event.kind == "preview" and preview is not None:
+                write_preview(event, preview)
+            elif event.kind == "log":
+                console.print(str(event.data.get("message", event.data)), markup=False, highlight=False)
+    return job
+
+
+def offer_cancel(client: Client, job: Job) -> None:
+    """After Ctrl-C: ask where somebody can answer, cancel where nobody can. A second Ctrl-C leaves the job running."""
+    try:
+        wanted = not sys.stdin.isatty() or typer.confirm(f"\nCancel {job.id}?", default=True, err=True)
+        if wanted:
+            typer.echo(f"{job.id} is {client.cancel(job.id).status}", err=True)
+            return
+    except (typer.Abort, KeyboardInterrupt):
+        pass
+    typer.echo(f"\n{job.id} goes on; stop it with: fluxgate cancel {job.id}", err=True)
+
+
+def finish(client: Client, job: Job, output: Path | None) -> None:
+    """Write or name the pictures; exit 1 for a job that ended without."""
+    if job.status != "succeeded":
+        print_error(job.error.message if job.error else f"{job.id} is {job.status}", job.error.hint if job.error else None)
+        raise typer.Exit(1)
+    if output is None:
+        for picture in job.outputs:
+            typer.echo(picture.url)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for picture, path in zip(job.outputs, choose_paths(output, len(job.outputs)), strict=True):
+        path.write_bytes(client.download(picture))
+        typer.echo(path)
+
+
+@app.command()
+def jobs(
+    context: typer.Context,
+    status: Annotated[str | None, typer.Option(help="queued, running, succeeded, canceling, canceled, failed or expired.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Most jobs to show.")] = 20,
+) -> None:
+    """List your jobs, newest first."""
+    connection: Connection = context.obj
+    with speak_errors(), connection.open() as client:
+        page = client.jobs(status=status, limit=limit)
+    rows = [(job.id, job.status, job.workflow, job.created_at or "", str(job.parameters.get("prompt", ""))) for job in page.data]
+    print_table(("id", "status", "workflow", "created", "prompt"), rows)
+
+
+@app.command()
+def cancel(context: typer.Context, job_id: str) -> None:
+    """Stop a job; one that has ended stays as it is."""
+    connection: Connection = context.obj
+    with speak_errors(), connection.open() as client:
+        typer.echo(f"{job_id} is {client.cancel(job_id).status}")
+
+
+@app.command()
+def workflows(context: typer.Context) -> None:
+    """List what can be asked for."""
+    connection: Connection = context.obj
+    with speak_errors(), connection.open() as client:
+        found = client.workflows()
+    print_table(("name", "title", "base models"), [(str(w.get("name")), str(w.get("title")), join(w.get("base_models"))) for w in found])
+
+
+@app.command()
+def loras(context: typer.Context) -> None:
+    """List the LoRAs that can be used."""
+    connection: Connection = context.obj
+    with speak_errors(), connection.open() as client:
+        found = client.loras()
+    rows = [(str(x.get("name")), str(x.get("base_model") or ""), str(x.get("trigger_word") or ""), join(x.get("ready_on"))) for x in found]
+    print_table(("name", "base model", "trigger word", "ready on"), rows)
+
+
+def join(names: object) -> str:
+    return ", ".join(str(name) for name in names) if isinstance(names, list) else ""
+
+
+def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table on a terminal; tab-separated lines without a head in a pipe, one row each."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            typer.echo("\t".join(" ".join(cell.split()) for cell in row))
+        return
+    table = Table(*head, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    Console().print(table)
+
+
+def main() -> None:
+    app()
