@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from comfy_workflows.catalog import Catalog
 from comfy_workflows.errors import UnknownBaseModel, UnknownWorkflow, WorkflowError
@@ -17,9 +18,12 @@ from gateway.dispatch.fleet import missing
 from gateway.errors import FluxgateError, NoInstance, NotFound, Unprocessable
 from gateway.instances import InstanceRegistry
 from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, new_job_id, now_ms
+from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.store import JobStore
 from gateway.loras import Lora, LoraRegistry
+from gateway.reuse import reuse_result
 from gateway.settings import Settings
+from gateway.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Wish:
     parameters: dict[str, Any]
     priority: Priority = "normal"
     metadata: dict[str, Any] | None = None
+    cache: Literal["use", "refresh", "off"] = "use"
     timeout_s: float | None = None
 
 
@@ -65,8 +70,11 @@ def needs_of(graph: Graph) -> Needs:
 class Admission:
     """Turns wishes into jobs. Raises Unprocessable, NotFound, NoInstance; nothing is stored when it does."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, store: JobStore, loras: LoraRegistry, registry: InstanceRegistry) -> None:
-        self._settings, self._catalog, self._store, self._loras, self._registry = settings, catalog, store, loras, registry
+    def __init__(
+        self, settings: Settings, catalog: Catalog, store: JobStore, storage: Storage, loras: LoraRegistry, registry: InstanceRegistry
+    ) -> None:
+        self._settings, self._catalog, self._store, self._storage = settings, catalog, store, storage
+        self._loras, self._registry = loras, registry
 
     def workflow(self, name: str | None) -> Workflow:
         try:
@@ -74,11 +82,35 @@ class Admission:
         except WorkflowError as error:
             raise translate_workflow_error(error) from error
 
-    async def admit(self, wish: Wish, caller: Caller) -> Job:
-        """Check, render, store. The job is queued when this returns."""
+    async def admit(self, wish: Wish, caller: Caller, key: IdempotencyKey | None = None) -> Job:
+        """Check, render, store. The job is queued, or answered from the cache, when this returns.
+
+        With a `key` seen before, the job is that of the first request.
+        """
         rendered = await self.prepare(wish, caller)
         await self._check_fleet(rendered.spec.needs)
-        return await self._store.create(rendered.spec, json.dumps(rendered.graph, ensure_ascii=False).encode())
+        graph = json.dumps(rendered.graph, ensure_ascii=False).encode()
+        spec = self._with_cache_key(rendered.spec, wish, graph)
+        reuse = wish.cache == "use"
+        job = Job(spec=spec)
+        admitted = await self._store.create(spec, graph, reuse=reuse, key=key)
+        if admitted.outcome == "cached":
+            answered = await reuse_result(job, admitted.job_id, self._store, self._storage)
+            if answered is None:
+                # The cache points at what is gone: whoever is first now makes it anew.
+                await self._store.forget_cached(spec.cache_key or "")
+                admitted = await self._store.create(spec, graph, reuse=False, key=key)
+            else:
+                job, admitted = answered, await self._store.create_finished(answered, graph, key=key)
+        return job if admitted.job_id == job.id else await self._store.load(admitted.job_id) or job
+
+    def _with_cache_key(self, spec: JobSpec, wish: Wish, graph: bytes) -> JobSpec:
+        """Two jobs of one caller with this key would make the same bytes: same graph but for the job's id, same stored form."""
+        if wish.cache == "off" or not self._settings.cache_ttl_s:
+            return spec
+        form = json.dumps([spec.caller, spec.parameters.get("output_format"), spec.parameters.get("quality")])
+        digest = hashlib.sha256(graph.replace(spec.id.encode(), b"") + form.encode()).hexdigest()
+        return spec.model_copy(update={"cache_key": digest})
 
     async def prepare(self, wish: Wish, caller: Caller) -> Rendered:
         """Everything but storing: what `admit` would run."""
@@ -114,7 +146,8 @@ class Admission:
             needs=needs_of(graph),
             priority=wish.priority,
             metadata=wish.metadata or {},
-            timeout_s=wish.timeout_s,
+            timeout_s=min(wish.timeout_s or self._settings.timeout_s, self._settings.timeout_s),
+            queue_timeout_s=self._settings.queue_timeout_s,
             created_ms=now_ms(),
         )
 

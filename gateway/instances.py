@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,7 +23,7 @@ class InstanceFacts(BaseModel):
     model_config = ConfigDict(extra="ignore")
     id: str
     url: str
-    state: str  # up, down
+    state: str  # up, resting (breaker open), draining, down
     version: str | None = None
     kind: str = "comfyui"
     device: str | None = None
@@ -34,6 +36,12 @@ class InstanceFacts(BaseModel):
     last_error: str | None = None
     seen_ms: int = 0
     catalog_version: str = ""
+
+
+def instance_id(url: str) -> str:
+    """A name that is the same in every process that watches this URL."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}-{parts.port or (443 if parts.scheme == 'https' else 80)}{parts.path.rstrip('/').replace('/', '-')}"
 
 
 def reduce_catalog(object_info: dict[str, Any]) -> Catalog:
@@ -53,6 +61,44 @@ def reduce_catalog(object_info: dict[str, Any]) -> Catalog:
                 if isinstance(kind, list):
                     combos[input_name] = [str(choice) for choice in kind]
     return catalog
+
+
+class Member(BaseModel):
+    """An instance that the deployment wants. A draining one finishes what it holds and takes nothing new."""
+
+    model_config = ConfigDict(extra="ignore")
+    url: str
+    draining: bool = False
+
+
+class FleetRegistry:
+    """Which instances there are to be: those of the settings, changed at run time by admins. Kept in Redis, for all processes."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+
+    @translate_redis
+    async def wanted(self, urls: Iterable[str]) -> dict[str, Member]:
+        """By id. What was said at run time wins over the settings' list."""
+        members = {instance_id(url): Member(url=url) for url in urls}
+        for name, raw in (await self._redis.hgetall("fluxgate:fleet")).items():
+            if raw == b"removed":
+                members.pop(name.decode(), None)
+            else:
+                members[name.decode()] = Member.model_validate_json(raw)
+        return members
+
+    @translate_redis
+    async def put(self, member: Member) -> str:
+        """Add an instance, or change one; its id."""
+        name = instance_id(member.url)
+        await self._redis.hset("fluxgate:fleet", name, member.model_dump_json())
+        return name
+
+    @translate_redis
+    async def remove(self, name: str) -> None:
+        """Let an instance go, also one that the settings name."""
+        await self._redis.hset("fluxgate:fleet", name, "removed")
 
 
 class InstanceRegistry:

@@ -19,8 +19,9 @@ from comfy_workflows.catalog import Catalog
 from gateway.admission import Admission
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import StorageUnavailable
-from gateway.instances import InstanceRegistry
+from gateway.instances import FleetRegistry, InstanceRegistry
 from gateway.jobs.events import EventFeed
+from gateway.jobs.records import Limits
 from gateway.jobs.store import JobStore
 from gateway.loras import LoraRegistry
 from gateway.redis_client import RedisClient, connect_reader, connect_redis
@@ -43,6 +44,7 @@ class Runtime:
     storage: Storage
     loras: LoraRegistry
     registry: InstanceRegistry
+    fleet: FleetRegistry
     admission: Admission
     metrics: Metrics
     dispatcher: Dispatcher | None
@@ -81,17 +83,18 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
     redis, feed_redis = connect_redis(settings.redis_url), connect_reader(settings.redis_url)
     # limit=0: connections are bounded by slots and by the ingest's own semaphore.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30)) as session:
-        store = JobStore(redis, ttl_s=settings.job_ttl_s)
-        feed, loras, registry = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis)
-        admission = Admission(settings, catalog, store, loras, registry)
-        dispatcher = Dispatcher(settings, session, store, feed, storage, registry, loras, metrics) if dispatch else None
+        limits = Limits(settings.max_queue_depth, settings.max_jobs_per_caller)
+        store = JobStore(redis, ttl_s=settings.job_ttl_s, cache_ttl_s=settings.cache_ttl_s, limits=limits)
+        feed, loras, registry, fleet = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
+        admission = Admission(settings, catalog, store, storage, loras, registry)
+        dispatcher = Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics) if dispatch else None
         await feed.open()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_ensure_bucket(storage)), group.create_task(_essential("the event feed", feed.run()))]
             if dispatcher is not None:
                 tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
             try:
-                yield Runtime(settings, catalog, redis, store, feed, storage, loras, registry, admission, metrics, dispatcher)
+                yield Runtime(settings, catalog, redis, store, feed, storage, loras, registry, fleet, admission, metrics, dispatcher)
             finally:
                 for task in tasks:
                     task.cancel()

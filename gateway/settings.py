@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     poll_s: float = Field(2.0, gt=0, description="Seconds between looks into an instance's queue and history while a job runs there.")
     instance_lost_s: float = Field(30.0, gt=0, description="Seconds an instance may be out of reach before its jobs go back to the queue.")
     max_attempts: int = Field(3, ge=1, description="Times a job may be started before it fails.")
+    queue_timeout_s: float = Field(3600.0, gt=0, description="Seconds a job may wait for an instance before it expires.")
+    stall_timeout_s: float = Field(600.0, gt=0, description="Seconds a running prompt may show no progress before it is stopped.")
+    timeout_s: float = Field(3600.0, gt=0, description="Seconds a claimed job may take in total; a request's own `timeout_s` may be less.")
+    max_queue_depth: int = Field(10_000, ge=1, description="Waiting jobs above which new ones are answered 429.")
+    max_jobs_per_caller: int = Field(2_000, ge=1, description="Unfinished jobs of one caller above which its new ones are answered 429.")
+    cache_ttl_s: int = Field(24 * 3600, ge=0, description="Seconds a finished job may answer an identical request; 0 turns that off.")
     upload_tries: int = Field(5, ge=1, description="Times one picture's upload to S3 is tried, with growing pauses.")
 
     default_workflow: str = Field("flux", description="Workflow of a request that names none.")

@@ -90,6 +90,11 @@ class Storage:
         """The object's bytes."""
         return await self._call(lambda: bytes(self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()))
 
+    async def copy(self, source: str, target: str) -> None:
+        """Copy an object within the bucket; StorageUnavailable when it is not there."""
+        where = {"Bucket": self.bucket, "Key": source}
+        await self._call(self._client.copy_object, Bucket=self.bucket, Key=target, CopySource=where)
+
     async def delete(self, keys: list[str]) -> None:
         """Delete objects one by one: not every S3 has the bulk call, and a job has few."""
 

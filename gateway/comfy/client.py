@@ -155,6 +155,13 @@ class ComfyClient:
         """Stop this prompt if it is the one that runs."""
         await self._request("POST", "/interrupt", json={"prompt_id": prompt_id})
 
+    async def free(self) -> None:
+        """Let go of loaded models and cached results before the next prompt."""
+        await self._request("POST", "/free", json={"unload_models": True, "free_memory": True})
+
+    async def delete_history(self, prompt_ids: list[str]) -> None:
+        await self._request("POST", "/history", json={"delete": prompt_ids})
+
     async def object_info(self) -> dict[str, Any]:
         answer = await self._json("GET", "/object_info")
         return dict(answer)

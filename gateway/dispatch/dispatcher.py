@@ -20,11 +20,13 @@ from gateway.dispatch.fleet import Candidate, choose
 from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
 from gateway.errors import FluxgateError, RedisUnavailable
-from gateway.instances import InstanceRegistry
+from gateway.instances import FleetRegistry, InstanceRegistry, Member, instance_id
 from gateway.jobs.events import EventFeed
-from gateway.jobs.model import TERMINAL, EventKind, Job, JobStatus
-from gateway.jobs.store import Claim, JobStore
+from gateway.jobs.model import TERMINAL, EventKind, Job, JobError, JobStatus, now_ms
+from gateway.jobs.records import Claim
+from gateway.jobs.store import JobStore
 from gateway.loras import LoraRegistry
+from gateway.reuse import reuse_result
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.telemetry import Metrics, job_context
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 LOOK_AHEAD = 32
 REMEMBERED = 4096
 IDLE_S = 1.0
+FLEET_S = 1.0
+CONTENTION_S = 0.005
 
 
 class Dispatcher:
@@ -47,12 +51,15 @@ class Dispatcher:
         feed: EventFeed,
         storage: Storage,
         registry: InstanceRegistry,
+        fleet: FleetRegistry,
         loras: LoraRegistry,
         metrics: Metrics,
     ) -> None:
         self._settings, self._store, self._registry, self._loras, self._metrics = settings, store, registry, loras, metrics
         self._ingest = Ingest(storage, tries=settings.upload_tries)
-        self._instances = {i.id: i for i in (Instance(url, session, settings.slots_per_instance) for url in settings.comfyui_urls)}
+        self._session, self._storage, self._fleet = session, storage, fleet
+        self._instances: dict[str, Instance] = {}
+        self._watches: dict[str, list[asyncio.Task[None]]] = {}
         self._executions: dict[str, Execution] = {}
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
         self._wake = asyncio.Event()
@@ -63,13 +70,38 @@ class Dispatcher:
     async def run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for instance in self._instances.values():
-                    group.create_task(instance.socket.run())
-                    group.create_task(instance.watch(self._registry, self._loras, self._wake))
+                group.create_task(self._follow_fleet(group))
                 group.create_task(self._keep_leases(group))
                 group.create_task(self._place_for_ever(group))
         finally:
             await self._give_leases_back()
+
+    async def _follow_fleet(self, group: asyncio.TaskGroup) -> None:
+        """Instances come from the settings and, at run time, from Redis: watch new ones, let removed ones go once they are empty."""
+        while True:
+            wanted: dict[str, Member] | None
+            try:
+                wanted = await self._fleet.wanted(self._settings.comfyui_urls)
+            except RedisUnavailable as error:
+                log.warning("fleet unknown", extra={"error": error.message})
+                wanted = None if self._instances else {instance_id(url): Member(url=url) for url in self._settings.comfyui_urls}
+            if wanted is not None:
+                self._reconcile(group, wanted)
+            await asyncio.sleep(FLEET_S)
+
+    def _reconcile(self, group: asyncio.TaskGroup, wanted: dict[str, Member]) -> None:
+        for name, member in wanted.items():
+            if name not in self._instances:
+                instance = self._instances[name] = Instance(member.url, self._session, self._settings.slots_per_instance)
+                watch = instance.watch(self._registry, self._loras, self._wake)
+                self._watches[name] = [group.create_task(instance.socket.run()), group.create_task(watch)]
+            self._instances[name].draining = member.draining
+        for name in self._instances.keys() - wanted.keys():
+            self._instances[name].draining = True
+            if not self._instances[name].held:
+                del self._instances[name]
+                for task in self._watches.pop(name):
+                    task.cancel()
 
     async def _place_for_ever(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -95,7 +127,11 @@ class Dispatcher:
                     self._metrics.lease_takeovers.inc()
                     log.warning("lease taken over", extra={"job_id": claim.id, "instance": claim.job.instance})
                     self._start(group, claim, resumed=True)
+                await self._expire_overdue()
                 self._metrics.queue_depth.set(await self._store.depth())
+                for instance in self._instances.values():
+                    self._metrics.slots_used.labels(instance.id).set(instance.load.slots_used)
+                    self._metrics.instance_up.labels(instance.id).set(int(instance.is_usable))
             except RedisUnavailable as error:
                 log.warning("leases wait for Redis", extra={"error": error.message})
             await asyncio.sleep(self._settings.lease_s / 3)
@@ -109,6 +145,16 @@ class Dispatcher:
             if execution is not None and status == JobStatus.CANCELING:
                 execution.cancel()
 
+    async def _expire_overdue(self) -> None:
+        for job_id in await self._store.overdue(limit=100):
+            error = JobError(
+                code="queue_timeout",
+                message="No instance took the job within its time in the queue.",
+                hint="GET /v1/instances shows what the instances are busy with.",
+            )
+            if await self._store.expire(job_id, error) == JobStatus.EXPIRED:
+                log.warning("expired in the queue", extra={"job_id": job_id})
+
     async def _give_leases_back(self) -> None:
         try:
             await self._store.release([execution.claim for execution in self._executions.values()])
@@ -119,12 +165,12 @@ class Dispatcher:
 
     async def _place_all(self, group: asyncio.TaskGroup) -> None:
         """Place until no free slot or no job that fits is left."""
-        while any(instance.view().free_slots > 0 for instance in self._instances.values()):
+        while any(instance.may_take_more for instance in self._instances.values()):
             waiting = await self._look_ahead()
-            placement = choose(waiting, [instance.view() for instance in self._instances.values()])
+            placement = choose(waiting, [instance.view() for instance in self._instances.values()], now_ms())
             if placement is None:
                 return
-            instance = self._instances[placement.instance]
+            instance, candidate = self._instances[placement.instance], self._candidates.pop(placement.job_id)
             claim = await self._store.claim(
                 placement.job_id,
                 instance=instance.id,
@@ -132,18 +178,20 @@ class Dispatcher:
                 lease_s=self._settings.lease_s,
                 slots=instance.slots,
                 prompt_id=str(uuid.uuid4()),
+                base_model=candidate.base_model,
+                lora_files=candidate.lora_files,
             )
-            candidate = self._candidates.pop(placement.job_id, None)
             if claim is None:
-                # Another dispatcher was quicker, or holds the instance's slots; its events will wake us.
-                return
+                # Another dispatcher was quicker. Its events wake us; until then the next look shows what is left.
+                await asyncio.sleep(CONTENTION_S)
+                continue
             claim.job = claim.job.model_copy(update={"warm": placement.warm})
-            if candidate is not None:
-                instance.base_model, instance.lora_files = candidate.base_model, candidate.lora_files
             self._start(group, claim, resumed=False)
 
     async def _look_ahead(self) -> list[Candidate]:
-        ids = await self._store.peek(LOOK_AHEAD)
+        ids, loads = await self._store.peek(LOOK_AHEAD, list(self._instances))
+        for instance, load in loads.items():
+            self._instances[instance].load = load
         unknown = [job_id for job_id in ids if job_id not in self._candidates]
         for job in await self._store.load_many(unknown) if unknown else []:
             self._remember(job)
@@ -151,12 +199,21 @@ class Dispatcher:
 
     def _remember(self, job: Job) -> None:
         spec = job.spec
-        self._candidates[job.id] = Candidate(job.id, spec.base_model, frozenset(lora.file for lora in spec.loras), spec.needs)
+        self._candidates[job.id] = Candidate(
+            job_id=job.id,
+            base_model=spec.base_model,
+            lora_files=frozenset(lora.file for lora in spec.loras),
+            needs=spec.needs,
+            created_ms=spec.created_ms,
+            avoid=frozenset(job.avoid),
+        )
         while len(self._candidates) > REMEMBERED:
             self._candidates.popitem(last=False)
 
     def _observe(self, job_id: str, kind: str, status: str, data: bytes) -> None:
         """Every event of every job passes here: new jobs and freed slots wake the placement, cancels reach their execution."""
+        if kind == "wake":
+            self._wake.set()
         if kind != EventKind.STATUS:
             return
         if status == JobStatus.QUEUED:
@@ -185,6 +242,17 @@ class Dispatcher:
         self._executions[claim.id] = execution
         group.create_task(self._carry(execution, resumed=resumed))
 
+    async def _answer_from_cache(self, execution: Execution) -> bool:
+        """A twin of this job ended while it waited: give it the same pictures, if they are still there."""
+        claim = execution.claim
+        if claim.cached_in is None:
+            return False
+        job = await reuse_result(claim.job, claim.cached_in, self._store, self._storage)
+        if job is None:
+            return False
+        await execution.finish_cached(job)
+        return True
+
     def _slot_freer(self, instance: Instance, job_id: str) -> Callable[[], None]:
         def free() -> None:
             instance.held.discard(job_id)
@@ -195,7 +263,8 @@ class Dispatcher:
     async def _carry(self, execution: Execution, *, resumed: bool) -> None:
         with job_context(execution.claim.id):
             try:
-                await execution.run(resumed=resumed)
+                if not await self._answer_from_cache(execution):
+                    await execution.run(resumed=resumed)
                 self._count(execution.job)
             except LeaseLost:
                 log.warning("lease lost")
@@ -205,6 +274,7 @@ class Dispatcher:
                 with suppress(LeaseLost):
                     await execution.fail_unexpectedly()
             finally:
+                execution.free_slot()
                 if self._executions.get(execution.claim.id) is execution:
                     del self._executions[execution.claim.id]
 

@@ -1,4 +1,4 @@
-"""One claimed job on one instance, from submission to its end. History is the truth; the socket only makes it quick.
+"""One claimed job, from its claim to its end: what its prompt says becomes events, its pictures become objects in S3.
 
 The prompt's slot is freed as soon as ComfyUI is done, before pictures are fetched: the instance never waits for us.
 """
@@ -11,18 +11,19 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from gateway.comfy.client import HistoryEntry
-from gateway.comfy.messages import Executing, ExecutionError, ExecutionStart, Message, Preview
+from gateway.comfy.messages import ErrorData, ExecutionError, ExecutionStart, Message, Preview
 from gateway.dispatch.faults import describe_node_error, describe_rejection
 from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
 from gateway.dispatch.progress import ProgressTracker
+from gateway.dispatch.prompt import DeadlinePassed, GoneFromInstance, Prompt
 from gateway.errors import InstanceError, InstanceUnreachable, PromptRejected, RedisUnavailable, Unavailable
 from gateway.jobs.model import EventKind, Job, JobError, JobStatus, now_ms
-from gateway.jobs.store import Claim, EventDraft, JobStore, status_event
+from gateway.jobs.records import Claim, EventDraft, status_event
+from gateway.jobs.store import JobStore
 from gateway.settings import Settings
 
 T = TypeVar("T")
@@ -31,16 +32,14 @@ log = logging.getLogger(__name__)
 
 # Events of one burst travel together; below what a person can see, above what a Redis round trip costs.
 FLUSH_S = 0.02
+# A node that ticks faster than that is told by its newest step alone.
+BURST = 16
 PREVIEW_S = 0.1
-CANCEL_POLL_S = 0.25
+MAX_TAKEOVERS = 5
 
 
 class LeaseLost(Exception):
     """Somebody else is this job's writer now; whatever we still know is theirs to find out."""
-
-
-class GoneFromInstance(Exception):
-    """The instance neither runs, keeps nor remembers the prompt."""
 
 
 class Execution:
@@ -55,142 +54,64 @@ class Execution:
         self._on_slot_free = on_slot_free
         self._graph: dict[str, Any] = json.loads(claim.graph)
         self._tracker = ProgressTracker(self._graph)
+        self._prompt = Prompt(claim.job.prompt_id or "", claim.graph, instance, settings, self._on_message)
+        self._prompt.stop_wanted = claim.job.status is JobStatus.CANCELING
+        self._cancel_wanted = self._prompt.stop_wanted
         self._pending: list[EventDraft] = []
         self._wake_flush = asyncio.Event()
-        self._news = asyncio.Event()  # the end marker came, or a cancel
-        self._has_ended = False
-        self._cancel_wanted = claim.job.status is JobStatus.CANCELING
-        self._node_error: ExecutionError | None = None
-        self._preview_due = 0.0
         self._writing = asyncio.Lock()
-
-    @property
-    def prompt_id(self) -> str:
-        assert self.job.prompt_id is not None, "a claim always carries a prompt id"
-        return self.job.prompt_id
+        self._node_error: ErrorData | None = None
+        self._preview_due = 0.0
 
     def cancel(self) -> None:
         self._cancel_wanted = True
-        self._news.set()
-
-    def _end(self) -> None:
-        self._has_ended = True
-        self._news.set()
+        self._prompt.stop()
 
     async def run(self, *, resumed: bool) -> None:
         """Carry the job to its end. Raises LeaseLost when it is no longer ours."""
-        self._instance.socket.listen(self.prompt_id, self._on_message)
         try:
-            await self._run(resumed)
+            if self.job.attempts > self._settings.max_attempts or self.job.takeovers > MAX_TAKEOVERS:
+                await self._prompt_away()
+                message = f"Given up: {self.job.attempts} attempts, and {self.job.takeovers} dispatchers did not live to see it end."
+                await self._fail(JobError(code="too_many_attempts", message=message))
+            else:
+                await self._run(resumed)
         finally:
-            self._instance.socket.forget(self.prompt_id)
-            self._on_slot_free()
+            self.free_slot()
+
+    def free_slot(self) -> None:
+        """Tell the dispatcher that the instance has room. More than once does no harm."""
+        self._on_slot_free()
 
     async def _run(self, resumed: bool) -> None:
-        if self.job.attempts > self._settings.max_attempts:
-            await self._fail(
-                JobError(code="too_many_attempts", message=f"Given up after {self._settings.max_attempts} attempts that did not end.")
-            )
-            return
         flusher = asyncio.create_task(self._flush_for_ever())
+        since_claim_s = (now_ms() - (self.job.claimed_ms or now_ms())) / 1000
         try:
-            entry = await self._execute(resumed)
+            entry = await self._prompt.follow(resumed=resumed, deadline=time.monotonic() + self.job.spec.timeout_s - since_claim_s)
         except PromptRejected as rejection:
             await self._fail(describe_rejection(rejection, self._graph))
             return
+        except DeadlinePassed as passed:
+            self._instance.breaker.record_fault(passed.code)
+            await self._fail(JobError(code=passed.code, message=str(passed)))
+            return
         except (GoneFromInstance, InstanceUnreachable) as reason:
+            self._instance.breaker.record_fault(str(reason) or "lost a prompt")
             await self._give_back(reason)
             return
         finally:
             # Never in the middle of a write: its events would be lost.
             async with self._writing:
                 flusher.cancel()
+        self._instance.breaker.record_success()
         await self._conclude(entry)
 
-    # -- on the instance ---------------------------------------------------------------------------------------
-
-    async def _execute(self, resumed: bool) -> HistoryEntry | None:
-        """Submit unless the instance has the prompt already, wait for its end. None: canceled before it ran."""
-        if self._cancel_wanted and not resumed:
-            return None
-        if not resumed or not await self._is_known():
-            if resumed and self.job.status is JobStatus.CANCELING:
-                return None
-            if resumed:
-                raise GoneFromInstance
-            await self._submit()
-        return await self._wait_for_end()
-
-    async def _is_known(self) -> bool:
-        client = self._instance.client
-
-        async def look() -> bool:
-            return (await client.queue()).holds(self.prompt_id) or await client.history(self.prompt_id) is not None
-
-        return await self._patiently(look)
-
-    async def _submit(self) -> None:
-        client, client_id = self._instance.client, self._instance.socket.client_id
+    async def _prompt_away(self) -> None:
+        """A job that is given up must not go on running."""
         try:
-            await client.submit(self.prompt_id, client_id, self.claim.graph)
-        except PromptRejected:
-            raise
-        except InstanceError:
-            # It may have been taken all the same (a 500 or a lost answer): only its absence permits another try.
-            if not await self._is_known():
-                raise GoneFromInstance from None
-
-    async def _patiently(self, look: Callable[[], Awaitable[T]]) -> T:
-        """Ask until the instance answers, `instance_lost_s` at the most; then InstanceUnreachable."""
-        deadline, pause_s = time.monotonic() + self._settings.instance_lost_s, 0.1
-        while True:
-            try:
-                return await look()
-            except InstanceError as error:
-                if time.monotonic() > deadline:
-                    raise InstanceUnreachable(f"{self._instance.id} has not answered for {self._settings.instance_lost_s:g} s") from error
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, 1.0)
-
-    async def _wait_for_end(self) -> HistoryEntry | None:
-        """The first of: end marker, history. A cancel stops the prompt on the way. None: canceled and nothing left of it."""
-        while True:
-            if not self._has_ended:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(CANCEL_POLL_S if self._cancel_wanted else self._settings.poll_s):
-                        await self._news.wait()
-            self._news.clear()
-            if self._cancel_wanted and not self._has_ended:
-                await self._stop_prompt()
-            found, entry = await self._patiently(self._look)
-            if found is False:
-                if self._cancel_wanted:
-                    return None
-                raise GoneFromInstance
-            if entry is not None:
-                return entry
-            # The end marker came but history is not there: keep asking, without hurry.
-            self._has_ended = False
-
-    async def _look(self) -> tuple[bool, HistoryEntry | None]:
-        """Whether the instance knows the prompt, and how it ended. Queue first: leaving it and entering history is one step."""
-        client = self._instance.client
-        if self._has_ended:
-            entry = await client.history(self.prompt_id)
-            if entry is not None:
-                return True, entry
-        if (await client.queue()).holds(self.prompt_id):
-            return True, None
-        entry = await client.history(self.prompt_id)
-        return entry is not None, entry
-
-    async def _stop_prompt(self) -> None:
-        """Out of the queue if it waits; interrupted by id, which touches nobody else's, if it runs."""
-        try:
-            await self._instance.client.drop(self.prompt_id)
-            await self._instance.client.interrupt(self.prompt_id)
+            await self._instance.client.drop(self._prompt.id)
         except InstanceError as error:
-            log.info("stop not delivered", extra={"instance": self._instance.id, "error": error.message})
+            log.info("prompt not dropped", extra={"error": error.message})
 
     # -- messages ----------------------------------------------------------------------------------------------
 
@@ -201,11 +122,7 @@ class Execution:
         if isinstance(message, ExecutionStart):
             self._start()
         elif isinstance(message, ExecutionError):
-            self._node_error = message
-        elif isinstance(message, Executing) and message.data.node is None:
-            self._tracker.apply(message, now_ms())
-            self._end()
-            return
+            self._node_error = message.data
         progress = self._tracker.apply(message, now_ms())
         if progress is not None:
             self._queue_event((EventKind.PROGRESS, "", progress.model_dump_json()))
@@ -220,10 +137,14 @@ class Execution:
     def _show_preview(self, preview: Preview) -> None:
         if time.monotonic() >= self._preview_due:
             self._preview_due = time.monotonic() + PREVIEW_S
-            self._queue_event((EventKind.PREVIEW, "", _preview_json(preview)))
+            data = {"mime": preview.content_type, "base64": base64.b64encode(preview.image).decode()}
+            self._queue_event((EventKind.PREVIEW, "", json.dumps(data)))
 
     def _queue_event(self, event: EventDraft) -> None:
-        self._pending.append(event)
+        if len(self._pending) >= BURST and event[0] is EventKind.PROGRESS and self._pending[-1][0] is EventKind.PROGRESS:
+            self._pending[-1] = event
+        else:
+            self._pending.append(event)
         self._wake_flush.set()
 
     # -- writing -----------------------------------------------------------------------------------------------
@@ -235,7 +156,7 @@ class Execution:
             try:
                 await self._flush()
             except LeaseLost:
-                self._end()
+                self._prompt.abandon()
                 return
 
     async def _flush(self, *, free_slot: bool = False) -> None:
@@ -247,24 +168,16 @@ class Execution:
             fields: dict[str, Any] = {"progress": self._tracker.current, "warm": self.job.warm}
             if self.job.started_ms is not None:
                 fields |= {"status": self.job.status.value, "started_ms": self.job.started_ms, "metrics": self.job.metrics}
-            await self._write(fields, events, free_slot=free_slot)
-
-    async def _write(self, fields: dict[str, Any], events: Iterable[EventDraft], *, free_slot: bool) -> None:
-        """Redis may be away for a while: the same write is tried until it is back, and counts once."""
-        self.claim.writes += 1
-        events = list(events)
-        while True:
-            try:
-                status = await self._store.update(self.claim, fields, events, free_slot=free_slot, write=self.claim.writes)
-                break
-            except RedisUnavailable:
-                await asyncio.sleep(0.5)
+            self.claim.writes += 1
+            write = self.claim.writes
+            status = await self._persist(lambda: self._store.update(self.claim, fields, events, free_slot=free_slot, write=write))
         if status == "lost":
             raise LeaseLost(self.claim.id)
         if status == JobStatus.CANCELING:
             self.cancel()
 
     async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Redis may be away for a while: the same write is tried until it is back, and counts once."""
         while True:
             try:
                 return await call()
@@ -277,7 +190,7 @@ class Execution:
         ended_ms = now_ms()
         execution_ms = ended_ms - self.job.started_ms if self.job.started_ms is not None else None
         if entry is not None and execution_ms is None:
-            # The socket said nothing (reconnect, takeover): the start is not known, only that it ran.
+            # The socket said nothing (reconnect, takeover): when it started is not known, only that it ran.
             self._start()
         metrics = self.job.metrics.model_copy(update={"execution_ms": execution_ms, "load_ms": self._tracker.load_ms})
         self.job = self.job.model_copy(update={"metrics": metrics})
@@ -285,10 +198,8 @@ class Execution:
         self._on_slot_free()
         if entry is None or entry.was_interrupted:
             await self._end_stopped()
-        elif entry.error is not None or self._node_error is not None:
-            error = entry.error or (self._node_error.data if self._node_error else None)
-            assert error is not None
-            await self._fail(describe_node_error(error, self._graph))
+        elif (error := entry.error or self._node_error) is not None:
+            await self._end_failed(error)
         else:
             await self._succeed(entry, ended_ms)
 
@@ -296,34 +207,42 @@ class Execution:
         if self._cancel_wanted:
             await self._finish(JobStatus.CANCELED)
         else:
-            await self._fail(
-                JobError(code="interrupted", message="The prompt was interrupted on the instance by somebody other than this gateway.")
-            )
+            message = "The prompt was interrupted on the instance by somebody other than this gateway."
+            await self._fail(JobError(code="interrupted", message=message))
+
+    async def _end_failed(self, error: ErrorData) -> None:
+        """A node raised. Out of memory gets one more chance, elsewhere if there is an elsewhere."""
+        described = describe_node_error(error, self._graph)
+        if described.code != "out_of_memory":
+            await self._fail(described)
+            return
+        try:
+            await self._instance.client.free()
+        except InstanceError as reason:
+            log.info("memory not freed", extra={"error": reason.message})
+        if not self.job.avoid and not self._cancel_wanted:
+            log.warning("out of memory, one more try", extra={"instance": self._instance.id})
+            if await self._persist(lambda: self._store.requeue(self.claim, avoid=(self._instance.id,))) != "canceling":
+                return
+        asked = {name: self.job.spec.parameters.get(name) for name in ("width", "height", "num_images")}
+        details = {**described.details, **asked, "base_model": self.job.spec.base_model}
+        await self._fail(described.model_copy(update={"details": details}))
 
     async def _succeed(self, entry: HistoryEntry, ended_ms: int) -> None:
         try:
             outputs = await self._ingest.store(self._instance.client, self.job.spec, entry.files())
         except Unavailable as error:
-            await self._fail(JobError(code="upload_failed", message=f"The pictures could not be stored: {error.message}", hint=error.hint))
+            message = f"The pictures could not be stored: {error.message}"
+            await self._fail(JobError(code="upload_failed", message=message, hint=error.hint))
             return
         if not outputs:
-            await self._fail(
-                JobError(code="no_output", message="The workflow ended without a picture.", hint="Does it have a SaveImage node?")
-            )
+            hint = "Does it have a SaveImage node?"
+            await self._fail(JobError(code="no_output", message="The workflow ended without a picture.", hint=hint))
             return
         metrics = self.job.metrics.model_copy(update={"upload_ms": now_ms() - ended_ms})
-        progress = self._tracker.current.model_copy(
-            update={
-                "value": 1.0,
-                "nodes_done": len(self._graph),
-                "current_node": None,
-                "current_node_class": None,
-                "step": None,
-                "steps": None,
-            }
-        )
-        self.job = self.job.model_copy(update={"outputs": outputs, "metrics": metrics, "progress": progress})
+        self.job = self.job.model_copy(update={"outputs": outputs, "metrics": metrics, "progress": self._tracker.completed()})
         await self._finish(JobStatus.SUCCEEDED, [(EventKind.OUTPUT, "", output.model_dump_json()) for output in outputs])
+        self._instance.forget_soon(self._prompt.id)
 
     async def _fail(self, error: JobError) -> None:
         self.job = self.job.model_copy(update={"error": error})
@@ -332,6 +251,11 @@ class Execution:
     async def fail_unexpectedly(self) -> None:
         """End the job after a surprise of our own; the log has the trace."""
         await self._fail(JobError(code="internal_error", message="The gateway met something it did not expect; its log says what."))
+
+    async def finish_cached(self, job: Job) -> None:
+        """End the job with the pictures of an identical one."""
+        self.job = job
+        await self._finish(JobStatus.SUCCEEDED, [(EventKind.OUTPUT, "", output.model_dump_json()) for output in job.outputs])
 
     async def _finish(self, status: JobStatus, events: Iterable[EventDraft] = ()) -> None:
         self.job = self.job.model_copy(update={"status": status, "finished_ms": now_ms()})
@@ -342,10 +266,8 @@ class Execution:
 
     async def _give_back(self, reason: Exception) -> None:
         """The instance lost the prompt or is lost itself: to the front of the line again, until the attempts are used up."""
-        log.warning(
-            "attempt lost",
-            extra={"instance": self._instance.id, "attempt": self.job.attempts, "reason": str(reason) or type(reason).__name__},
-        )
+        said = str(reason) or type(reason).__name__
+        log.warning("attempt lost", extra={"instance": self._instance.id, "attempt": self.job.attempts, "reason": said})
         if self._cancel_wanted:
             await self._finish(JobStatus.CANCELED)
             return
@@ -353,10 +275,5 @@ class Execution:
             message = f"The instance lost the job in each of {self.job.attempts} attempts."
             await self._fail(JobError(code="instance_lost", message=message, hint="GET /v1/instances shows what the instances say."))
             return
-        if await self._persist(lambda: self._store.requeue(self.claim)) == "canceling":
+        if await self._persist(lambda: self._store.requeue(self.claim, avoid=self.job.avoid)) == "canceling":
             await self._finish(JobStatus.CANCELED)
-
-
-def _preview_json(preview: Preview) -> str:
-
-    return json.dumps({"mime": preview.content_type, "base64": base64.b64encode(preview.image).decode()})

@@ -17,6 +17,8 @@ class Candidate:
     base_model: str
     lora_files: frozenset[str]
     needs: Needs
+    created_ms: int = 0
+    avoid: frozenset[str] = frozenset()  # instances that ran out of memory with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,13 @@ def _rank(candidate: Candidate, view: InstanceView) -> tuple[bool, bool, int, st
     return cold_model, cold_model or view.lora_files != candidate.lora_files, view.slots_used, view.id
 
 
-def choose(candidates: Sequence[Candidate], views: Sequence[InstanceView]) -> Placement | None:
+def choose(candidates: Sequence[Candidate], views: Sequence[InstanceView], now_ms: int) -> Placement | None:
     """The first job in line that some free instance can run, on the instance that has most of it loaded."""
     free = [view for view in views if view.free_slots > 0]
     for candidate in candidates:
         able = [view for view in free if view.catalog is None or not missing(candidate.needs, view.catalog)]
+        # An instance that ran out of memory is good enough when there is no other.
+        able = [view for view in able if view.id not in candidate.avoid] or (able if candidate.avoid >= {v.id for v in views} else [])
         if able:
             best = min(able, key=lambda view: _rank(candidate, view))
             return Placement(candidate.job_id, best.id, warm=best.base_model == candidate.base_model)

@@ -6,28 +6,23 @@ import asyncio
 import hashlib
 import json
 import logging
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from gateway.comfy.client import ComfyClient
 from gateway.comfy.socket import InstanceSocket
+from gateway.dispatch.breaker import Breaker
 from gateway.dispatch.fleet import InstanceView
 from gateway.errors import InstanceError, RedisUnavailable
-from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, reduce_catalog
+from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, instance_id, reduce_catalog
 from gateway.jobs.model import now_ms
+from gateway.jobs.records import Load
 from gateway.loras import Lora, LoraRegistry, describe_lora
 
 log = logging.getLogger(__name__)
 
 REFRESH_S = 3.0
 CATALOG_S = 60.0
-
-
-def instance_id(url: str) -> str:
-    """A name that is the same in every process that watches this URL."""
-    parts = urlsplit(url)
-    return f"{parts.hostname}-{parts.port or (443 if parts.scheme == 'https' else 80)}{parts.path.replace('/', '-')}"
 
 
 class Instance:
@@ -40,9 +35,11 @@ class Instance:
         self.client = ComfyClient(url, session)
         self.socket = InstanceSocket(url, session)
         self.catalog: Catalog | None = None
-        self.base_model: str | None = None
-        self.lora_files: frozenset[str] = frozenset()
+        self.breaker = Breaker()
+        self.draining = False
         self.held: set[str] = set()  # jobs of this process that hold a slot
+        self.load = Load(0, None, frozenset())  # over all processes, as of the last look
+        self._to_forget: list[str] = []
         self._facts = InstanceFacts(id=self.id, url=url, state="down", slots=slots)
         self._loras: dict[str, Lora] = {}
 
@@ -50,15 +47,25 @@ class Instance:
     def is_usable(self) -> bool:
         return self.socket.is_connected and self.catalog is not None
 
+    @property
+    def may_take_more(self) -> bool:
+        """A cheap look before Redis is asked: no job of another process is counted."""
+        return self.is_usable and not self.draining and len(self.held) < self.slots and self.breaker.allows(len(self.held))
+
     def view(self) -> InstanceView:
+        used = max(self.load.slots_used, len(self.held))
         return InstanceView(
             id=self.id,
-            free_slots=self.slots - len(self.held) if self.is_usable else 0,
-            slots_used=len(self.held),
-            base_model=self.base_model,
-            lora_files=self.lora_files,
+            free_slots=self.slots - used if self.may_take_more else 0,
+            slots_used=used,
+            base_model=self.load.base_model,
+            lora_files=self.load.lora_files,
             catalog=self.catalog,
         )
+
+    def forget_soon(self, prompt_id: str) -> None:
+        """The prompt's outputs are stored: its history entry there is of no more use. Sent in batches."""
+        self._to_forget.append(prompt_id)
 
     async def watch(self, registry: InstanceRegistry, loras: LoraRegistry, on_usable: asyncio.Event) -> None:
         """Refresh and publish for ever. `on_usable` is set when the instance comes (back) into use."""
@@ -75,6 +82,7 @@ class Instance:
                     await self._refresh_catalog(registry)
                     catalog_due = loop.time() + CATALOG_S
                 await self._refresh_stats()
+                await self._tidy_up()
             except (InstanceError, RedisUnavailable) as error:
                 self._facts.last_error = error.message
             await self._publish(registry)
@@ -113,10 +121,24 @@ class Instance:
         facts.seen_ms = now_ms()
         facts.last_error = None
 
+    async def _tidy_up(self) -> None:
+        if self._to_forget:
+            batch, self._to_forget = self._to_forget[:500], self._to_forget[500:]
+            await self.client.delete_history(batch)
+
+    def _state(self) -> str:
+        if not self.is_usable:
+            return "down"
+        if self.draining:
+            return "draining"
+        return "up" if self.breaker.state == "closed" else "resting"
+
     async def _publish(self, registry: InstanceRegistry) -> None:
         facts = self._facts
-        facts.state = "up" if self.is_usable else "down"
-        facts.slots_used, facts.base_model, facts.loras = len(self.held), self.base_model, sorted(self.lora_files)
+        facts.state = self._state()
+        facts.slots_used, facts.base_model, facts.loras = self.load.slots_used, self.load.base_model, sorted(self.load.lora_files)
+        if self.breaker.state != "closed":
+            facts.last_error = self.breaker.last_fault
         try:
             await registry.publish(facts)
         except RedisUnavailable as error:

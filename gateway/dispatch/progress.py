@@ -16,12 +16,14 @@ class ProgressTracker:
     graph: dict[str, Any]
     current: Progress = field(default_factory=Progress)
     load_ms: int = 0
+    _weights: dict[str, int] = field(default_factory=dict)
     _done: set[str] = field(default_factory=set)
     _node: str | None = None
     _node_since_ms: int = 0
 
     def __post_init__(self) -> None:
         self.current = Progress(nodes_total=len(self.graph))
+        self._weights = {node: self._weigh(node) for node in self.graph}
 
     def apply(self, message: Message, at_ms: int) -> Progress | None:
         """The progress after this message, or None when nothing a person would see has changed."""
@@ -51,14 +53,24 @@ class ProgressTracker:
         """What the artist called the node, else its class."""
         return str(self.graph.get(node, {}).get("_meta", {}).get("title") or self._class_of(node) or node)
 
+    def completed(self) -> Progress:
+        """The progress of a prompt that has ended well."""
+        return Progress(value=1.0, nodes_done=len(self.graph), nodes_total=len(self.graph))
+
+    def _weigh(self, node: str) -> int:
+        """A sampler counts as many times as it has steps, so that the bar moves evenly."""
+        steps = self.graph[node].get("inputs", {}).get("steps")
+        return max(1, steps) if isinstance(steps, int) and "Scheduler" not in self._class_of(node) else 1
+
     def _show(self, step: int | None = None, steps: int | None = None) -> Progress:
         # A node whose id is unknown to the graph was made by ComfyUI at run time; it does not count.
-        done = len(self._done & self.graph.keys())
-        share = step / steps if step is not None and steps else 0.0
-        total = max(1, len(self.graph))
+        done = self._done & self.graph.keys()
+        at_work = self._node if self._node in self.graph and self._node not in done else None
+        share = self._weights[at_work] * step / steps if at_work and step is not None and steps else 0.0
+        total = max(1, sum(self._weights.values()))
         self.current = Progress(
-            value=round(min(1.0, (done + share) / total), 4),
-            nodes_done=done,
+            value=round(min(1.0, (sum(self._weights[node] for node in done) + share) / total), 4),
+            nodes_done=len(done),
             nodes_total=len(self.graph),
             current_node=self.title_of(self._node) if self._node else None,
             current_node_class=self._class_of(self._node) if self._node else None,

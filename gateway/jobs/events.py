@@ -130,10 +130,11 @@ class EventFeed:
     def _deliver(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
         for entry_id, fields in entries:
             job_id, kind = fields[b"j"].decode(), fields[b"k"].decode()
+            # `wake` is between dispatchers only: a job that followed its twin stands in line itself now.
             for observer in self._observers:
                 observer(job_id, kind, fields[b"s"].decode(), fields[b"d"])
             listeners = self._subscriptions.get(job_id)
-            if listeners:
+            if listeners and kind != "wake":
                 event = Event(entry_id.decode(), kind, fields[b"d"])
                 for listener in listeners:
                     listener.offer(event)

@@ -133,7 +133,9 @@ class JobSpec(_Part):
     needs: Needs = Needs()
     priority: Priority = "normal"
     metadata: dict[str, Any] = Field(default_factory=dict)
-    timeout_s: float | None = None
+    cache_key: str | None = None  # None: neither answered from the cache nor remembered in it
+    timeout_s: float = 3600.0  # claimed until ended, over all attempts
+    queue_timeout_s: float = 3600.0  # accepted until claimed
     created_ms: int
 
 
@@ -152,6 +154,9 @@ class Job(_Part):
     warm: bool | None = None
     cached: bool = False
     attempts: int = 0
+    takeovers: int = 0  # times a dispatcher died over it
+    avoid: tuple[str, ...] = ()  # instances that ran out of memory with it
+    claimed_ms: int | None = None  # by its first attempt
     started_ms: int | None = None
     finished_ms: int | None = None
 

@@ -7,81 +7,43 @@ Keys (all begin with `fluxgate:`):
   jobs, jobs:{caller}      every job by time of making
   queue:{priority}:{caller}  who waits, by `sequence`; callers:{priority} says whose turn it is; `queued` is all that wait
   leases                   claimed jobs by the time their lease ends
-  slots:{instance}         jobs that hold one of the instance's slots
+  slots:{instance}         jobs that hold one of the instance's slots; warm:{instance} is what the last of them loads
+  active:{caller}          a caller's unfinished jobs
+  deadlines                waiting jobs by the time their wait is up
+  cache:{twin}             the finished job that made this; twin:{twin} the one that is at it, followers:{id} those that wait for it
+  idempotency:{caller}:{key}  body hash, job and answer of the first request with that key
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from gateway.jobs.model import EventKind, Job, JobSpec, JobStatus, now_ms
+from gateway.errors import TooManyRequests
+from gateway.jobs.model import Job, JobError, JobSpec, JobStatus, now_ms
+from gateway.jobs.records import Admitted, Claim, EventDraft, IdempotencyKey, Limits, Load, decode_job, encode_fields, pair_up, status_event
 from gateway.redis_client import RedisClient, translate_redis
 
-_JSON_FIELDS = ("progress", "outputs", "error", "metrics", "warm", "cached")
-_PLAIN_FIELDS = ("status", "revision", "instance", "prompt_id", "attempts", "started_ms", "finished_ms")
-
-EventDraft = tuple[EventKind, str, str]  # kind, status (or ""), data as JSON
-
-
-@dataclass(slots=True)
-class Claim:
-    """A job, its graph as JSON, and the lease that makes the holder its only writer."""
-
-    job: Job
-    graph: bytes
-    lease: str
-    writes: int = 0
-
-    @property
-    def id(self) -> str:
-        return self.job.id
-
-
-def status_event(job: Job) -> EventDraft:
-    """The event that tells a job's new status: the whole record as it is now."""
-    return EventKind.STATUS, job.status.value, job.model_dump_json()
-
-
-def _decode_job(fields: Mapping[bytes, bytes]) -> Job:
-    record: dict[str, Any] = {"spec": json.loads(fields[b"spec"])}
-    for name in _PLAIN_FIELDS:
-        if (raw := fields.get(name.encode())) is not None:
-            record[name] = raw.decode()
-    for name in _JSON_FIELDS:
-        if (raw := fields.get(name.encode())) is not None:
-            record[name] = json.loads(raw)
-    return Job.model_validate(record)
-
-
-def _encode_fields(fields: Mapping[str, Any]) -> list[str]:
-    """Flat (name, value) pairs; pydantic values as JSON."""
-    flat: list[str] = []
-    for name, value in fields.items():
-        if hasattr(value, "model_dump_json"):
-            text = value.model_dump_json()
-        elif name in _JSON_FIELDS:
-            text = json.dumps(value, default=lambda part: part.model_dump())
-        else:
-            text = str(value)
-        flat += [name, text]
-    return flat
-
-
-def _pair_up(flat: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+IDEMPOTENCY_TTL_S = 24 * 3600
 
 
 class JobStore:
     """All reads and writes of jobs. Raises RedisUnavailable, and nothing else of Redis's."""
 
-    def __init__(self, redis: RedisClient, *, ttl_s: int, clock: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        redis: RedisClient,
+        *,
+        ttl_s: int,
+        cache_ttl_s: int = 0,
+        limits: Limits | None = None,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
         """`clock` gives milliseconds for leases; without one Redis's own clock decides."""
         self._redis = redis
-        self._ttl_s = ttl_s
+        self._ttl_s, self._cache_ttl_s, self._limits = ttl_s, cache_ttl_s, limits or Limits()
         self._clock = clock
         folder = files("gateway.jobs") / "lua"
         prelude = (folder / "_prelude.lua").read_text()
@@ -91,7 +53,8 @@ class JobStore:
 
         self._create, self._peek, self._claim = script("create"), script("peek"), script("claim")
         self._take_over, self._renew, self._update = script("take_over"), script("renew"), script("update")
-        self._finish, self._requeue, self._cancel = script("finish"), script("requeue"), script("cancel")
+        self._finish, self._requeue, self._end_waiting_script = script("finish"), script("requeue"), script("end_waiting")
+        self._create_finished = script("create_finished")
         self._delete, self._position = script("delete"), script("position")
 
     def _now(self) -> str:
@@ -100,19 +63,79 @@ class JobStore:
     # -- admission ---------------------------------------------------------------------------------------------
 
     @translate_redis
-    async def create(self, spec: JobSpec, graph: bytes) -> Job:
-        """Accept a job: record, place in the queue and first event, in one step."""
-        job = Job(spec=spec)
-        _, _, event = status_event(job)
-        await self._create(args=[self._now(), spec.id, spec.caller, spec.priority, spec.created_ms, spec.model_dump_json(), graph, event])
-        return job
+    async def create(self, spec: JobSpec, graph: bytes, *, reuse: bool = False, key: IdempotencyKey | None = None) -> Admitted:
+        """Accept a job: record, place in the queue, first event and idempotency key, in one step.
+
+        With `reuse` an identical job in the cache or in flight may do the work. Raises TooManyRequests when the queue is full.
+        """
+        event = status_event(Job(spec=spec))[2]
+        deadline_ms = spec.created_ms + int(spec.queue_timeout_s * 1000)
+        answer = await self._create(
+            args=[
+                *(self._now(), spec.id, spec.caller, spec.priority, spec.created_ms, spec.model_dump_json(), graph, event),
+                *(deadline_ms, spec.cache_key or "", int(reuse), self._limits.queue_depth, self._limits.jobs_per_caller),
+                *self._idempotency_args(key),
+            ]
+        )
+        return self._admitted(spec, [part.decode() if isinstance(part, bytes) else part for part in answer], key)
+
+    @translate_redis
+    async def create_finished(self, job: Job, graph: bytes, *, key: IdempotencyKey | None = None) -> Admitted:
+        """Accept a job that is answered already."""
+        outputs = json.dumps([output.model_dump() for output in job.outputs])
+        answer = await self._create_finished(
+            args=[
+                *(self._now(), job.id, job.spec.caller, job.spec.created_ms, job.spec.model_dump_json(), graph, outputs),
+                *(status_event(job)[2], self._ttl_s),
+                *self._idempotency_args(key),
+            ]
+        )
+        return self._admitted(job.spec, [part.decode() for part in answer], key)
+
+    @staticmethod
+    def _idempotency_args(key: IdempotencyKey | None) -> list[Any]:
+        return [f"fluxgate:idempotency:{key.caller}:{key.key}", key.body_hash, IDEMPOTENCY_TTL_S] if key else ["", "", 0]
+
+    def _admitted(self, spec: JobSpec, answer: list[Any], key: IdempotencyKey | None) -> Admitted:
+        outcome = answer[0]
+        if outcome == "queue_full":
+            raise TooManyRequests(
+                f"{answer[1]} jobs wait already.", code="queue_full", retry_after_s=30, details={"allowed": self._limits.queue_depth}
+            )
+        if outcome == "caller_full":
+            message = f"You have {answer[1]} unfinished jobs."
+            raise TooManyRequests(message, code="too_many_jobs", retry_after_s=30, details={"allowed": self._limits.jobs_per_caller})
+        if outcome == "replay":
+            assert key is not None, "only a request with a key can be a replay"
+            key.require_same_body(answer[1])
+            return Admitted("replay", answer[2])
+        return Admitted(outcome, answer[1] if outcome == "cached" else spec.id)
+
+    @translate_redis
+    async def find_replay(self, key: IdempotencyKey) -> tuple[str, bytes | None] | None:
+        """(job id, recorded answer) of an earlier request with this key. Raises Unprocessable when its body was another."""
+        known = await self._redis.hmget(f"fluxgate:idempotency:{key.caller}:{key.key}", "hash", "job", "answer")
+        if known[0] is None:
+            return None
+        key.require_same_body(known[0].decode())
+        return known[1].decode(), known[2]
+
+    @translate_redis
+    async def record_answer(self, key: IdempotencyKey, answer: bytes) -> None:
+        """Keep the answer that replays give. The first one stands."""
+        await self._redis.hsetnx(f"fluxgate:idempotency:{key.caller}:{key.key}", "answer", answer)
+
+    @translate_redis
+    async def forget_cached(self, cache_key: str) -> None:
+        """What the cache points at is gone."""
+        await self._redis.delete(f"fluxgate:cache:{cache_key}")
 
     # -- reading -----------------------------------------------------------------------------------------------
 
     @translate_redis
     async def load(self, job_id: str) -> Job | None:
         fields = await self._redis.hgetall(f"fluxgate:job:{job_id}")
-        return _decode_job(fields) if fields else None
+        return decode_job(fields) if fields else None
 
     @translate_redis
     async def load_many(self, job_ids: Iterable[str]) -> list[Job]:
@@ -120,7 +143,7 @@ class JobStore:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hgetall(f"fluxgate:job:{job_id}")
-            return [_decode_job(fields) for fields in await pipeline.execute() if fields]
+            return [decode_job(fields) for fields in await pipeline.execute() if fields]
 
     @translate_redis
     async def graph(self, job_id: str) -> bytes | None:
@@ -151,25 +174,46 @@ class JobStore:
     # -- motion ------------------------------------------------------------------------------------------------
 
     @translate_redis
-    async def peek(self, limit: int) -> list[str]:
-        """The ids that are next in line, fair among callers."""
-        return [job_id.decode() for job_id in await self._peek(args=[limit])]
+    async def peek(self, limit: int, instances: Sequence[str] = ()) -> tuple[list[str], dict[str, Load]]:
+        """The ids that are next in line, fair among callers, and what each of the instances holds, at one moment."""
+        answer = await self._peek(args=[limit, *instances])
+        loads = {
+            instance: Load(int(used), base_model.decode() or None, frozenset(json.loads(loras)))
+            for instance, (used, base_model, loras) in zip(instances, answer[1:], strict=True)
+        }
+        return [job_id.decode() for job_id in answer[0]], loads
 
     @translate_redis
-    async def slots_used(self, instance: str) -> int:
-        return int(await self._redis.scard(f"fluxgate:slots:{instance}"))
-
-    @translate_redis
-    async def claim(self, job_id: str, *, instance: str, lease: str, lease_s: float, slots: int, prompt_id: str) -> Claim | None:
+    async def claim(
+        self,
+        job_id: str,
+        *,
+        instance: str,
+        lease: str,
+        lease_s: float,
+        slots: int,
+        prompt_id: str,
+        base_model: str,
+        lora_files: Iterable[str],
+    ) -> Claim | None:
         """Take a queued job for an instance; None when somebody else has it or the instance holds its share."""
-        answer = await self._claim(args=[self._now(), job_id, instance, lease, int(lease_s * 1000), slots, prompt_id])
-        return Claim(_decode_job(_pair_up(answer[1])), answer[2], lease) if answer[0] == 1 else None
+        loras = json.dumps(sorted(lora_files))
+        answer = await self._claim(args=[self._now(), job_id, instance, lease, int(lease_s * 1000), slots, prompt_id, base_model, loras])
+        if answer[0] != 1:
+            return None
+        return Claim(decode_job(pair_up(answer[1])), answer[2], lease, cached_in=answer[3].decode() or None)
+
+    @translate_redis
+    async def overdue(self, limit: int) -> list[str]:
+        """Ids of waiting jobs whose time in the queue is up."""
+        now = self._clock() if self._clock else now_ms()
+        return [job_id.decode() for job_id in await self._redis.zrangebyscore("fluxgate:deadlines", "-inf", now, 0, limit)]
 
     @translate_redis
     async def take_over(self, *, lease: str, lease_s: float, limit: int) -> list[Claim]:
         """Claim jobs whose lease ran out. Each still knows its instance and prompt_id: look there before submitting again."""
         answer = await self._take_over(args=[self._now(), lease, int(lease_s * 1000), limit])
-        return [Claim(_decode_job(_pair_up(flat)), graph, lease) for flat, graph in answer]
+        return [Claim(decode_job(pair_up(flat)), graph, lease) for flat, graph in answer]
 
     @translate_redis
     async def renew(self, claims: list[Claim], lease_s: float) -> dict[str, str]:
@@ -190,7 +234,7 @@ class JobStore:
         self, claim: Claim, fields: Mapping[str, Any], events: Iterable[EventDraft] = (), *, free_slot: bool = False, write: int
     ) -> str:
         """Write fields and events of a leased job. Returns its status, or `lost`. The same `write` number twice counts once."""
-        flat = _encode_fields(fields)
+        flat = encode_fields(fields)
         drafts = [part for event in events for part in event]
         answer = await self._update(args=[claim.id, claim.lease, write, int(free_slot), len(flat) // 2, *flat, *drafts])
         return str(answer.decode())
@@ -202,21 +246,22 @@ class JobStore:
             "outputs": [output.model_dump() for output in job.outputs],
             "metrics": job.metrics,
             "progress": job.progress,
+            "cached": job.cached,
         }
         if job.error is not None:
             fields["error"] = job.error
-        flat = _encode_fields(fields)
+        flat = encode_fields(fields)
         drafts = [part for event in (*events, status_event(job)) for part in event]
         answer = await self._finish(
-            args=[self._now(), claim.id, claim.lease, job.status.value, self._ttl_s, len(flat) // 2, *flat, *drafts]
+            args=[self._now(), claim.id, claim.lease, job.status.value, self._ttl_s, self._cache_ttl_s, len(flat) // 2, *flat, *drafts]
         )
         return bool(answer)
 
     @translate_redis
-    async def requeue(self, claim: Claim) -> str:
+    async def requeue(self, claim: Claim, *, avoid: tuple[str, ...] = ()) -> str:
         """Give a job back to its place in line. Returns `queued`, or `canceling`/`lost` when that is not to be."""
-        job = claim.job.model_copy(update={"status": JobStatus.QUEUED, "instance": None, "started_ms": None})
-        answer = await self._requeue(args=[claim.id, claim.lease, status_event(job)[2]])
+        job = claim.job.model_copy(update={"status": JobStatus.QUEUED, "instance": None, "started_ms": None, "avoid": avoid})
+        answer = await self._requeue(args=[claim.id, claim.lease, json.dumps(avoid), status_event(job)[2]])
         return str(answer.decode())
 
     # -- callers' wishes ---------------------------------------------------------------------------------------
@@ -224,15 +269,23 @@ class JobStore:
     @translate_redis
     async def cancel(self, job_id: str) -> str | None:
         """Cancel: gone at once while it waits, `canceling` while an instance has it, unchanged when it has ended. None: unknown."""
+        return await self._end_waiting(job_id, JobStatus.CANCELED, None, stop_leased=True)
+
+    @translate_redis
+    async def expire(self, job_id: str, error: JobError) -> str | None:
+        """End a job whose time in the queue is up; one that was claimed meanwhile is left alone."""
+        return await self._end_waiting(job_id, JobStatus.EXPIRED, error, stop_leased=False)
+
+    async def _end_waiting(self, job_id: str, status: JobStatus, error: JobError | None, *, stop_leased: bool) -> str | None:
         while True:
             fields = await self._redis.hgetall(f"fluxgate:job:{job_id}")
             if not fields:
                 return None
-            job = _decode_job(fields)
-            canceled = job.model_copy(update={"status": JobStatus.CANCELED, "finished_ms": now_ms()})
-            canceling = job.model_copy(update={"status": JobStatus.CANCELING})
-            drafts = [status_event(canceled)[2], status_event(canceling)[2]]
-            answer = (await self._cancel(args=[self._now(), job_id, job.revision, self._ttl_s, *drafts])).decode()
+            job = decode_job(fields)
+            ended = job.model_copy(update={"status": status, "finished_ms": now_ms(), "error": error})
+            canceling = status_event(job.model_copy(update={"status": JobStatus.CANCELING}))[2] if stop_leased else ""
+            fixed = [self._now(), job_id, job.revision, self._ttl_s, status.value, status_event(ended)[2]]
+            answer = (await self._end_waiting_script(args=[*fixed, error.model_dump_json() if error else "", canceling])).decode()
             if answer != "stale":
                 return answer or None
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
 import json
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from comfy_workflows.workflow import Workflow
@@ -18,6 +21,7 @@ from gateway.admission import Wish
 from gateway.auth import Caller
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.jobs.model import Job, JobStatus, Priority
+from gateway.jobs.records import IdempotencyKey
 from gateway.presentation import present_job
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, load_own_job
 from gateway.runtime import Runtime as RuntimeState
@@ -26,6 +30,7 @@ router = APIRouter(prefix="/v1", tags=["generations"])
 
 MAX_WAIT_S = 60
 MAX_METADATA_BYTES = 16_384
+MAX_KEY_LENGTH = 255
 
 
 class GatewayFields(BaseModel):
@@ -35,6 +40,8 @@ class GatewayFields(BaseModel):
 
     metadata: dict[str, Any] = Field(default_factory=dict, description="Yours; returned as it is.")
     priority: Priority = Field("normal", description="Order among your own and others' waiting jobs.")
+    cache: Literal["use", "refresh", "off"] = Field("use", description="Whether an identical earlier job may answer.")
+    timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds the job may take once an instance has it.")
 
     @field_validator("metadata")
     @classmethod
@@ -52,6 +59,24 @@ class GenerationRequest(GatewayFields):
     """A request to any workflow. Its parameters stand beside these fields; `GET /v1/workflows/{name}` lists them."""
 
     workflow: str | None = Field(None, description="Name of a workflow; the deployment's default when absent.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """The headers that change how a creation is answered."""
+
+    prefer: str | None
+    idempotency_key: str | None
+
+
+def _door(
+    prefer: Annotated[str | None, Header(description="`wait=N` holds the answer up to N (60) seconds until the job has ended.")] = None,
+    idempotency_key: Annotated[str | None, Header(description="The same key and body again run nothing and get the first answer.")] = None,
+) -> _Door:
+    return _Door(prefer, idempotency_key)
+
+
+Door = Annotated[_Door, Depends(_door)]
 
 
 def _own_fields(request: GatewayFields) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -73,18 +98,56 @@ def _parse_wait(prefer: str | None) -> float:
     return 0
 
 
+def _key(caller: Caller, given: str | None, scope: str, request: GatewayFields) -> IdempotencyKey | None:
+    """The caller's Idempotency-Key with the hash of what it was sent with."""
+    if given is None:
+        return None
+    if not (1 <= len(given) <= MAX_KEY_LENGTH and given.isprintable()):
+        allowed = f"1 to {MAX_KEY_LENGTH} printable characters"
+        raise BadRequest("That is no Idempotency-Key.", details={"parameter": "Idempotency-Key", "value": given[:100], "allowed": allowed})
+    body = json.dumps([scope, request.model_dump(mode="json")], sort_keys=True)
+    return IdempotencyKey(caller.id, given, hashlib.sha256(body.encode()).hexdigest())
+
+
 async def _create(
-    runtime: RuntimeState, caller: Caller, base_url: str, wish: Wish, prefer: str | None, response: Response
-) -> dict[str, Any]:
-    wait_s = _parse_wait(prefer)
-    job = await runtime.admission.admit(wish, caller)
-    if wait_s:
+    request: GatewayFields, workflow: str | None, door: _Door, runtime: RuntimeState, caller: Caller, base_url: str
+) -> Response:
+    wait_s = _parse_wait(door.prefer)
+    key = _key(caller, door.idempotency_key, workflow or "", request)
+    if key is not None and (replay := await runtime.store.find_replay(key)) is not None:
+        return await _replay(runtime, base_url, *replay)
+    own, parameters = _own_fields(request)
+    wish = Wish(workflow, parameters, own["priority"], own["metadata"], own["cache"], own["timeout_s"])
+    job = await runtime.admission.admit(wish, caller, key)
+    if wait_s and not job.is_terminal:
         job = await _wait_until_ended(runtime, job, wait_s)
-        response.headers["Preference-Applied"] = f"wait={wait_s}"
-    response.status_code = 200 if job.is_terminal else 202
+    answer = _job_answer(job, runtime, base_url, applied_wait_s=wait_s)
+    if key is not None:
+        await runtime.store.record_answer(key, bytes(answer.body))
+    return answer
+
+
+def _job_answer(job: Job, runtime: RuntimeState, base_url: str, *, applied_wait_s: float = 0) -> Response:
+    """202 with the job, or 200 when it has ended."""
     body = present_job(job, base_url=base_url, storage=runtime.storage)
-    response.headers["Location"] = body["urls"]["self"]
-    return body
+    headers = {"Location": body["urls"]["self"]}
+    if applied_wait_s:
+        headers["Preference-Applied"] = f"wait={applied_wait_s:g}"
+    return JSONResponse(body, 200 if job.is_terminal else 202, headers=headers)
+
+
+async def _replay(runtime: RuntimeState, base_url: str, job_id: str, recorded: bytes | None) -> Response:
+    """The first request's answer. One that died before it could answer is answered for, with the job as it stands."""
+    if recorded is not None:
+        body = json.loads(recorded)
+        answer: Response = JSONResponse(body, 200 if body["finished_at"] else 202, headers={"Location": body["urls"]["self"]})
+    else:
+        job = await runtime.store.load(job_id)
+        if job is None:
+            raise NotFound(f"There is no generation {job_id!r} any more.", code="job_not_found")
+        answer = _job_answer(job, runtime, base_url)
+    answer.headers["Idempotency-Replayed"] = "true"
+    return answer
 
 
 async def _wait_until_ended(runtime: RuntimeState, job: Job, wait_s: float) -> Job:
@@ -104,19 +167,13 @@ async def _wait_until_ended(runtime: RuntimeState, job: Job, wait_s: float) -> J
     return await runtime.store.load(job.id) or job
 
 
-@router.post("/generations", status_code=202, responses={200: {"description": "Finished within `Prefer: wait`"}})
-async def create_generation(
-    request: GenerationRequest,
-    runtime: Runtime,
-    caller: CurrentCaller,
-    base_url: BaseUrl,
-    response: Response,
-    prefer: Annotated[str | None, Header(description="`wait=N` holds the answer up to N (60) seconds until the job has ended.")] = None,
-) -> dict[str, Any]:
+_CREATED: dict[int | str, dict[str, Any]] = {200: {"description": "Finished within `Prefer: wait`, or answered from the cache"}}
+
+
+@router.post("/generations", status_code=202, responses=_CREATED, response_class=JSONResponse)
+async def create_generation(request: GenerationRequest, door: Door, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> Response:
     """Queue a picture. Answers at once; `urls.events` shows it being made."""
-    own, parameters = _own_fields(request)
-    wish = Wish(own["workflow"], parameters, own["priority"], own["metadata"])
-    return await _create(runtime, caller, base_url, wish, prefer, response)
+    return await _create(request, request.workflow, door, runtime, caller, base_url)
 
 
 def add_workflow_routes(target: APIRouter, workflow: Workflow) -> None:
@@ -132,19 +189,11 @@ def add_workflow_routes(target: APIRouter, workflow: Workflow) -> None:
         summary=f"Queue: {workflow.title}",
         operation_id=f"create_generation_{workflow.name}",
         openapi_extra={"requestBody": {"content": {"application/json": {"schema": body}}, "required": True}},
-        responses={200: {"description": "Finished within `Prefer: wait`"}},
+        responses=_CREATED,
+        response_class=JSONResponse,
     )
-    async def create(
-        request: GatewayFields,
-        runtime: Runtime,
-        caller: CurrentCaller,
-        base_url: BaseUrl,
-        response: Response,
-        prefer: Annotated[str | None, Header()] = None,
-    ) -> dict[str, Any]:
-        own, parameters = _own_fields(request)
-        wish = Wish(workflow.name, parameters, own["priority"], own["metadata"])
-        return await _create(runtime, caller, base_url, wish, prefer, response)
+    async def create(request: GatewayFields, door: Door, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> Response:
+        return await _create(request, workflow.name, door, runtime, caller, base_url)
 
 
 def _encode_cursor(pair: tuple[int, str]) -> str:

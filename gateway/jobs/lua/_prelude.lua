@@ -23,12 +23,15 @@ end
 
 -- Callers take turns within a priority: `callers` orders them by the turn they were last served in.
 local function enqueue(id, priority, caller, sequence)
+  local deadline = redis.call('HGET', job_key(id), 'queue_deadline')
+  if deadline then redis.call('ZADD', 'fluxgate:deadlines', deadline, id) end
   redis.call('ZADD', queue_key(priority, caller), sequence, id)
   redis.call('ZADD', callers_key(priority), 'NX', redis.call('GET', 'fluxgate:turn') or 0, caller)
   redis.call('ZADD', 'fluxgate:queued', sequence, id)
 end
 
 local function dequeue(id, priority, caller)
+  redis.call('ZREM', 'fluxgate:deadlines', id)
   redis.call('ZREM', 'fluxgate:queued', id)
   local queue = queue_key(priority, caller)
   local removed = redis.call('ZREM', queue, id)
@@ -45,13 +48,39 @@ local function is_terminal(status)
   return status == 'succeeded' or status == 'failed' or status == 'canceled' or status == 'expired'
 end
 
+-- Jobs that asked for what this one was making: after a success all of them find it in the cache, else the first tries for itself.
+local function release_followers(id, succeeded)
+  local waiting = 'fluxgate:followers:' .. id
+  local leader = nil
+  for _, follower in ipairs(redis.call('ZRANGE', waiting, 0, -1)) do
+    local facts = redis.call('HMGET', job_key(follower), 'status', 'priority', 'caller', 'sequence', 'twin')
+    if facts[1] == 'queued' then
+      if succeeded or not leader then
+        leader = follower
+        if not succeeded then redis.call('SET', 'fluxgate:twin:' .. facts[5], follower) end
+        enqueue(follower, facts[2], facts[3], facts[4])
+        emit(follower, 'wake', 'queued', '', false)
+      else
+        redis.call('ZADD', 'fluxgate:followers:' .. leader, facts[4], follower)
+      end
+    end
+  end
+  redis.call('DEL', waiting)
+end
+
 -- Every way a job ends: nothing is left that could claim, renew or count it; its record lives on for `ttl_s`.
-local function close(id, now, ttl_s)
+local function close(id, now, ttl_s, succeeded)
   local key = job_key(id)
-  local instance = redis.call('HGET', key, 'instance')
-  if instance then redis.call('SREM', slots_key(instance), id) end
+  local facts = redis.call('HMGET', key, 'instance', 'caller', 'twin')
+  if facts[1] then redis.call('SREM', slots_key(facts[1]), id) end
   redis.call('ZREM', 'fluxgate:leases', id)
+  redis.call('ZREM', 'fluxgate:deadlines', id)
+  redis.call('SREM', 'fluxgate:active:' .. facts[2], id)
   redis.call('HDEL', key, 'lease')
+  if facts[3] then
+    if redis.call('GET', 'fluxgate:twin:' .. facts[3]) == id then redis.call('DEL', 'fluxgate:twin:' .. facts[3]) end
+    release_followers(id, succeeded)
+  end
   redis.call('HSET', key, 'finished_ms', now)
   for _, name in ipairs({key, 'fluxgate:graph:' .. id, 'fluxgate:events:' .. id}) do redis.call('EXPIRE', name, ttl_s) end
 end

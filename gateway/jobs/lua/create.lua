@@ -1,12 +1,47 @@
--- now, id, caller, priority, created_ms, spec, graph, event  ->  jobs queued now, or -1 when the id exists
+-- now, id, caller, priority, created_ms, spec, graph, event, queue deadline, twin, may be answered by a twin's work ('1'), depth limit,
+-- caller limit, idempotency key, body hash, idempotency ttl_s
+--   ->  {'created'} · {'following', leader} · {'cached', job id} (nothing stored yet) · {'replay', body hash, job id}
+--       · {'queue_full', depth} · {'caller_full', jobs}
+-- One step: either all of it happened or none, so a retry after a lost answer finds what the first try did.
 local now, id, caller, priority = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
-if redis.call('EXISTS', job_key(id)) == 1 then return -1 end
+local key, twin, reuse, idempotency = job_key(id), ARGV[10], ARGV[11] == '1', ARGV[14]
+if redis.call('EXISTS', key) == 1 then return {'created'} end
+if idempotency ~= '' then
+  local known = redis.call('HMGET', idempotency, 'hash', 'job')
+  if known[1] then return {'replay', known[1], known[2]} end
+end
+if twin ~= '' and reuse then
+  local source = redis.call('GET', 'fluxgate:cache:' .. twin)
+  if source then return {'cached', source} end
+end
+local depth = redis.call('ZCARD', 'fluxgate:queued')
+if depth >= tonumber(ARGV[12]) then return {'queue_full', depth} end
+local active = redis.call('SCARD', 'fluxgate:active:' .. caller)
+if active >= tonumber(ARGV[13]) then return {'caller_full', active} end
+
+if idempotency ~= '' then
+  redis.call('HSET', idempotency, 'hash', ARGV[15], 'job', id)
+  redis.call('EXPIRE', idempotency, ARGV[16])
+end
 local sequence = redis.call('INCR', 'fluxgate:sequence')
-redis.call('HSET', job_key(id), 'spec', ARGV[6], 'status', 'queued', 'caller', caller, 'priority', priority,
-  'sequence', sequence, 'attempts', 0, 'revision', 0)
+redis.call('HSET', key, 'spec', ARGV[6], 'status', 'queued', 'caller', caller, 'priority', priority,
+  'sequence', sequence, 'attempts', 0, 'revision', 0, 'queue_deadline', ARGV[9])
 redis.call('SET', 'fluxgate:graph:' .. id, ARGV[7])
 redis.call('ZADD', 'fluxgate:jobs', ARGV[5], id)
 redis.call('ZADD', 'fluxgate:jobs:' .. caller, ARGV[5], id)
-enqueue(id, priority, caller, sequence)
+redis.call('SADD', 'fluxgate:active:' .. caller, id)
+
+local leader = nil
+if twin ~= '' then
+  redis.call('HSET', key, 'twin', twin)
+  leader = reuse and redis.call('GET', 'fluxgate:twin:' .. twin)
+  if leader and is_terminal(redis.call('HGET', job_key(leader), 'status') or 'expired') then leader = nil end
+end
+if leader then
+  redis.call('ZADD', 'fluxgate:followers:' .. leader, sequence, id)
+else
+  if twin ~= '' then redis.call('SET', 'fluxgate:twin:' .. twin, id) end
+  enqueue(id, priority, caller, sequence)
+end
 emit(id, 'status', 'queued', ARGV[8], true)
-return redis.call('ZCARD', 'fluxgate:queued')
+return leader and {'following', leader} or {'created'}

@@ -1,4 +1,4 @@
--- limit  ->  the ids that are next, callers taking turns within each priority
+-- limit, instance*  ->  {ids that are next, callers taking turns within each priority}, then per instance {slots used, base model, LoRAs}
 local limit, found = tonumber(ARGV[1]), {}
 for _, priority in ipairs({'high', 'normal', 'low'}) do
   local queues = {}
@@ -18,4 +18,9 @@ for _, priority in ipairs({'high', 'normal', 'low'}) do
   end
   if #found >= limit then break end
 end
-return found
+local answer = {found}
+for i = 2, #ARGV do
+  local warm = redis.call('HMGET', 'fluxgate:warm:' .. ARGV[i], 'base_model', 'loras')
+  answer[i] = {redis.call('SCARD', slots_key(ARGV[i])), warm[1] or '', warm[2] or '[]'}
+end
+return answer

@@ -1,0 +1,105 @@
+"""The forms a job takes in Redis, and what the store answers: claims, loads, outcomes of a creation. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from gateway.errors import Unprocessable
+from gateway.jobs.model import EventKind, Job
+
+_JSON_FIELDS = ("progress", "outputs", "error", "metrics", "warm", "cached", "avoid")
+_PLAIN_FIELDS = ("status", "revision", "instance", "prompt_id", "attempts", "takeovers", "claimed_ms", "started_ms", "finished_ms")
+
+EventDraft = tuple[EventKind, str, str]  # kind, status (or ""), data as JSON
+
+
+@dataclass(slots=True)
+class Claim:
+    """A job, its graph as JSON, and the lease that makes the holder its only writer."""
+
+    job: Job
+    graph: bytes
+    lease: str
+    writes: int = 0
+    cached_in: str | None = None  # a finished job that made the same meanwhile
+
+    @property
+    def id(self) -> str:
+        return self.job.id
+
+
+class Load(NamedTuple):
+    """What an instance holds, as Redis knows it: slots used, and what the last job placed there will have loaded."""
+
+    slots_used: int
+    base_model: str | None
+    lora_files: frozenset[str]
+
+
+class Limits(NamedTuple):
+    """Admission: waiting jobs in all, unfinished jobs of one caller."""
+
+    queue_depth: int = 10_000
+    jobs_per_caller: int = 10_000
+
+
+class Admitted(NamedTuple):
+    """What came of a creation. `cached` stored nothing yet: `job_id` made the same before. `replay`: `job_id` is the first try's."""
+
+    outcome: Literal["created", "following", "cached", "replay"]
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A caller's key and the hash of the body it came with."""
+
+    caller: str
+    key: str
+    body_hash: str
+
+    def require_same_body(self, known_hash: str) -> None:
+        if known_hash != self.body_hash:
+            raise Unprocessable(
+                "This Idempotency-Key came with another body before.",
+                code="idempotency_key_reuse",
+                hint="Use a new key for a new request.",
+                details={"parameter": "Idempotency-Key", "value": self.key[:100]},
+            )
+
+
+def status_event(job: Job) -> EventDraft:
+    """The event that tells a job's new status: the whole record as it is now."""
+    return EventKind.STATUS, job.status.value, job.model_dump_json()
+
+
+def decode_job(fields: Mapping[bytes, bytes]) -> Job:
+    record: dict[str, Any] = {"spec": json.loads(fields[b"spec"])}
+    for name in _PLAIN_FIELDS:
+        if (raw := fields.get(name.encode())) is not None:
+            record[name] = raw.decode()
+    for name in _JSON_FIELDS:
+        if (raw := fields.get(name.encode())) is not None:
+            record[name] = json.loads(raw)
+    return Job.model_validate(record)
+
+
+def encode_fields(fields: Mapping[str, Any]) -> list[str]:
+    """Flat (name, value) pairs; pydantic values as JSON."""
+    flat: list[str] = []
+    for name, value in fields.items():
+        if hasattr(value, "model_dump_json"):
+            text = value.model_dump_json()
+        elif name in _JSON_FIELDS:
+            text = json.dumps(value, default=lambda part: part.model_dump())
+        else:
+            text = str(value)
+        flat += [name, text]
+    return flat
+
+
+def pair_up(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
