@@ -50,7 +50,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     runner = web.AppRunner(create_app(engine), access_log=None, handle_signals=False)
     await runner.setup()
     site = web.TCPSite(runner, arguments.listen, arguments.port)
-    await site.start()
+    try:
+        await site.start()
+    except OSError as error:
+        raise SystemExit(f"cannot listen on {arguments.listen}:{arguments.port}: {error.strerror}") from error
     port = runner.addresses[0][1]
     print(f"listening on http://{arguments.listen}:{port}", flush=True)
     await engine.sockets.publish()
