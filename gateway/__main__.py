@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from comfy_workflows.errors import WorkflowError
@@ -13,6 +15,23 @@ from gateway.auth import refuse_unsafe_binding
 from gateway.errors import FluxgateError
 from gateway.settings import Settings
 from gateway.telemetry import configure_logging
+
+STOP_S = 10
+
+
+class GatewayServer(uvicorn.Server):
+    """On the first signal open streams are told to reconnect, so that the stop need not wait for them."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        runtime = getattr(self._app.state, "runtime", None)
+        if runtime is not None:
+            # A signal comes between any two instructions: the loop does it when it is ready.
+            self._app.state.loop.call_soon_threadsafe(runtime.feed.close)
+        super().handle_exit(sig, frame)
 
 
 def main() -> int:
@@ -29,7 +48,10 @@ def main() -> int:
     except (FluxgateError, WorkflowError) as error:
         print(f"fluxgate: {error.message} {error.hint or ''}".rstrip(), file=sys.stderr)
         return 2
-    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_config=None, access_log=False, timeout_graceful_shutdown=STOP_S
+    )
+    GatewayServer(config, app).run()
     return 0
 
 

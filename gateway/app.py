@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -9,7 +10,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 
 from gateway.edge import EdgeMiddleware, install_error_handlers
-from gateway.routes import catalog, events, generations, health
+from gateway.routes import catalog, events, generations, health, instances
 from gateway.runtime import load_catalog, open_runtime
 from gateway.settings import Settings
 
@@ -20,7 +21,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_runtime(settings, dispatch=settings.dispatcher == "embedded") as runtime:
-            app.state.runtime = runtime
+            app.state.runtime, app.state.loop = runtime, asyncio.get_running_loop()
             yield
 
     app = FastAPI(title="Fluxgate", version=version("fluxgate"), lifespan=lifespan, redoc_url=None)
@@ -29,6 +30,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_workflow_router(settings))
     app.include_router(events.router)
     app.include_router(catalog.router)
+    app.include_router(instances.router)
     app.include_router(health.router)
     app.add_middleware(EdgeMiddleware, settings=settings)
     return app

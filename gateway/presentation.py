@@ -29,7 +29,9 @@ def present_output(output: Output, storage: Storage) -> dict[str, Any]:
     }
 
 
-def present_job(job: Job, *, base_url: str, storage: Storage, queue_position: int | None = None) -> dict[str, Any]:
+def present_job(
+    job: Job, *, base_url: str, storage: Storage, queue_position: int | None = None, eta_s: float | None = None
+) -> dict[str, Any]:
     """The job's fields as documented in the API."""
     spec, home = job.spec, f"{base_url}/v1/generations/{job.id}"
     return {
@@ -46,6 +48,7 @@ def present_job(job: Job, *, base_url: str, storage: Storage, queue_position: in
         "metadata": spec.metadata,
         "progress": job.progress.model_dump(),
         "queue_position": queue_position,
+        "eta_s": eta_s,
         "outputs": [present_output(output, storage) for output in job.outputs],
         "error": job.error.model_dump() if job.error else None,
         "metrics": job.metrics.model_dump(),

@@ -18,7 +18,7 @@ import comfy_workflows
 from comfy_workflows.catalog import Catalog
 from gateway.admission import Admission
 from gateway.dispatch.dispatcher import Dispatcher
-from gateway.errors import StorageUnavailable
+from gateway.errors import RedisUnavailable, StorageUnavailable
 from gateway.instances import FleetRegistry, InstanceRegistry
 from gateway.jobs.events import EventFeed
 from gateway.jobs.records import Limits
@@ -67,6 +67,17 @@ async def _ensure_bucket(storage: Storage) -> None:
         await asyncio.sleep(2)
 
 
+async def _open_feed(feed: EventFeed) -> None:
+    """Redis may come up after us: wait for it, since nothing works without."""
+    while True:
+        try:
+            await feed.open()
+            return
+        except RedisUnavailable as error:
+            log.warning("Redis not ready", extra={"error": error.message})
+        await asyncio.sleep(1)
+
+
 async def _essential(name: str, work: Coroutine[Any, Any, None]) -> None:
     """A loop without which the process is of no use: when it breaks the process ends, and says why."""
     try:
@@ -88,7 +99,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         feed, loras, registry, fleet = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
         admission = Admission(settings, catalog, store, storage, loras, registry)
         dispatcher = Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics) if dispatch else None
-        await feed.open()
+        await _open_feed(feed)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_ensure_bucket(storage)), group.create_task(_essential("the event feed", feed.run()))]
             if dispatcher is not None:

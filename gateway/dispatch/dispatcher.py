@@ -62,6 +62,7 @@ class Dispatcher:
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
         self._executions: dict[str, Execution] = {}
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
+        self._measured: dict[tuple[str, str], list[int]] = {}
         self._wake = asyncio.Event()
         feed.observe(self._observe)
 
@@ -128,6 +129,8 @@ class Dispatcher:
                     log.warning("lease taken over", extra={"job_id": claim.id, "instance": claim.job.instance})
                     self._start(group, claim, resumed=True)
                 await self._expire_overdue()
+                measured, self._measured = self._measured, {}
+                await self._store.record_times(measured)
                 self._metrics.queue_depth.set(await self._store.depth())
                 for instance in self._instances.values():
                     self._metrics.slots_used.labels(instance.id).set(instance.load.slots_used)
@@ -292,6 +295,7 @@ class Dispatcher:
         if metrics.queue_ms is not None:
             self._metrics.queue_s.observe(metrics.queue_ms / 1000)
         if metrics.execution_ms is not None:
+            self._measured.setdefault((job.spec.workflow, job.spec.base_model), []).append(metrics.execution_ms)
             self._metrics.execution_s.labels(job.spec.workflow).observe(metrics.execution_ms / 1000)
         if metrics.upload_ms is not None:
             self._metrics.upload_s.observe(metrics.upload_ms / 1000)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
+from gateway.errors import RedisUnavailable
 from gateway.jobs.model import Event, EventKind, stream_position
 from gateway.redis_client import FOREIGN, RedisClient, translate_redis
 
@@ -17,6 +19,7 @@ Observer = Callable[[str, str, str, bytes], None]  # job id, kind, status, data
 
 FEED = "fluxgate:feed"
 BLOCK_MS = 2000
+RETRY_S = 1.0
 # A listener that falls this far behind is told so and reads the stream itself; nobody waits for it.
 BACKLOG = 1000
 
@@ -50,6 +53,9 @@ class Subscription:
             self.fall_behind()
         else:
             self._waiting.append(event)
+        self._ready.set()
+
+    def wake(self) -> None:
         self._ready.set()
 
     def fall_behind(self) -> None:
@@ -87,6 +93,7 @@ class EventFeed:
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._observers: list[Observer] = []
         self._position = "$"
+        self.closed = False
 
     def observe(self, observer: Observer) -> None:
         """`observer(job_id, kind, status, data)` is called for every event of every job; it must not block."""
@@ -107,9 +114,16 @@ class EventFeed:
 
     @translate_redis
     async def open(self) -> None:
-        """Fix the place to read from, so that nothing written after this call is missed."""
+        """Fix the place to read from, so that nothing written after this call is missed. Raises RedisUnavailable."""
         newest = await self._redis.xrevrange(FEED, count=1)
         self._position = newest[0][0].decode() if newest else "0"
+
+    def close(self) -> None:
+        """This process is going away: every `follow` ends, so that its client can come back to another one."""
+        self.closed = True
+        for listeners in self._subscriptions.values():
+            for listener in listeners:
+                listener.wake()
 
     async def run(self) -> None:
         """Read for ever. When Redis was away every listener is told to catch up from its own stream."""
@@ -148,18 +162,24 @@ class EventFeed:
     async def follow(self, job_id: str, after: str = "0", *, previews: bool = False, idle_s: float = 15.0) -> AsyncIterator[Event | None]:
         """Every kept event after `after`, then the live ones, each once and in order; None whenever `idle_s` passed in silence.
 
-        Ends never by itself: the listener knows which event is the last one.
+        Ends by itself only when the feed is closed: the listener knows which event is the last one. While Redis is away it waits.
         """
         with self.subscribe(job_id, previews=previews) as subscription:
             last = after
             subscription.behind = True
-            while True:
+            while not self.closed:
                 if subscription.behind:
                     subscription.behind = False
-                    while events := await read_events(self._redis, job_id, last):
-                        for event in events:
-                            yield event
-                        last = events[-1].id
+                    try:
+                        while events := await read_events(self._redis, job_id, last):
+                            for event in events:
+                                last = event.id
+                                yield event
+                    except RedisUnavailable:
+                        subscription.behind = True
+                        await asyncio.sleep(RETRY_S)
+                        yield None
+                        continue
                 for event in subscription.take():
                     if event.kind == EventKind.PREVIEW:
                         yield event
@@ -168,3 +188,27 @@ class EventFeed:
                         yield event
                 if not subscription.behind and not await subscription.wait(idle_s):
                     yield None
+
+
+class Throttle:
+    """Progress for one client: a burst passes whole, a flood is thinned to `rate_per_s`, the newest always being the one kept."""
+
+    def __init__(self, rate_per_s: float = 10.0, burst: int = 100, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._burst, self._clock = rate_per_s, burst, clock
+        self._tokens, self._filled_at = float(burst), clock()
+        self._held: Event | None = None
+
+    def pass_on(self, event: Event | None) -> list[Event]:
+        """What to send now that `event` came; None asks for what was held back."""
+        if event is not None and event.kind == EventKind.PROGRESS:
+            now = self._clock()
+            self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
+            self._filled_at = now
+            if self._tokens < 1:
+                self._held = event
+                return []
+            self._tokens -= 1
+            self._held = None
+            return [event]
+        held, self._held = self._held, None
+        return [one for one in (held, event) if one is not None]

@@ -171,6 +171,20 @@ class JobStore:
         position = int(await self._position(args=[job_id]))
         return None if position < 0 else position
 
+    @translate_redis
+    async def record_times(self, measured: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        """Remember how long jobs ran, in ms, by (workflow, base model); the newest 50 of each are kept."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for (workflow, base_model), times in measured.items():
+                pipeline.lpush(f"fluxgate:times:{workflow}:{base_model}", *times)
+                pipeline.ltrim(f"fluxgate:times:{workflow}:{base_model}", 0, 49)
+            await pipeline.execute()
+
+    @translate_redis
+    async def times(self, workflow: str, base_model: str) -> list[int]:
+        """How long the newest jobs of this kind ran, in ms."""
+        return [int(raw) for raw in await self._redis.lrange(f"fluxgate:times:{workflow}:{base_model}", 0, -1)]
+
     # -- motion ------------------------------------------------------------------------------------------------
 
     @translate_redis

@@ -1,4 +1,4 @@
-"""What there is to choose from: workflows, base models, LoRAs, and the instances that have them."""
+"""What there is to choose from: workflows, base models, LoRAs, and which instances have them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from fastapi import APIRouter
 from comfy_workflows.workflow import Workflow
 from gateway.admission import needs_of
 from gateway.dispatch.fleet import missing
-from gateway.errors import NotFound
-from gateway.instances import Catalog, InstanceFacts
+from gateway.instances import Catalog
 from gateway.loras import Lora
-from gateway.presentation import rfc3339
 from gateway.routes.deps import Runtime
 from gateway.runtime import Runtime as RuntimeState
 
@@ -98,24 +96,3 @@ def _present_lora(lora: Lora) -> dict[str, Any]:
     record: dict[str, Any] = lora.model_dump()
     record["ready_on"] = sorted(record.pop("instances"))
     return record
-
-
-def _present_instance(facts: InstanceFacts) -> dict[str, Any]:
-    record = facts.model_dump(exclude={"seen_ms", "catalog_version"})
-    record["seen_at"] = rfc3339(facts.seen_ms or None)
-    return record
-
-
-@router.get("/instances")
-async def list_instances(runtime: Runtime) -> dict[str, Any]:
-    """Each ComfyUI: state, version, device, memory, what is loaded, what went wrong last."""
-    return {"data": [_present_instance(facts) for facts in await runtime.registry.all()]}
-
-
-@router.get("/instances/{instance}")
-async def get_instance(instance: str, runtime: Runtime) -> dict[str, Any]:
-    """One ComfyUI by id."""
-    for facts in await runtime.registry.all():
-        if facts.id == instance:
-            return _present_instance(facts)
-    raise NotFound(f"There is no instance {instance!r}.", code="instance_not_found", details={"parameter": "instance", "value": instance})

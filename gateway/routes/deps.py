@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from gateway.auth import LOCAL, Caller
-from gateway.errors import NotFound
+from gateway.errors import Forbidden, NotFound
 from gateway.jobs.model import Job
 from gateway.runtime import Runtime as RuntimeState
 
@@ -26,8 +26,15 @@ def _base_url(request: Request) -> str:
     return (runtime.settings.public_url or str(request.base_url)).rstrip("/")
 
 
+def _admin(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    if "admin" not in caller.scopes:
+        raise Forbidden("This needs a key with the scope `admin`.", details={"allowed": "admin", "value": sorted(caller.scopes)})
+    return caller
+
+
 Runtime = Annotated[RuntimeState, Depends(_runtime)]
 CurrentCaller = Annotated[Caller, Depends(_caller)]
+Admin = Annotated[Caller, Depends(_admin)]
 BaseUrl = Annotated[str, Depends(_base_url)]
 
 

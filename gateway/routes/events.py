@@ -10,8 +10,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
-from gateway.errors import BadRequest
-from gateway.jobs.events import read_events
+from gateway.errors import BadRequest, RedisUnavailable
+from gateway.jobs.events import Throttle, read_events
 from gateway.jobs.model import TERMINAL, Event, EventKind, Job, Output
 from gateway.presentation import present_job, present_output
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, load_own_job
@@ -61,18 +61,27 @@ async def _stream(runtime: RuntimeState, job: Job, base_url: str, after: str, pr
                     yield presenter.frame(event)
                 after = events[-1].id
             return
-        idle_s = runtime.settings.heartbeat_s
+        throttle, idle_s = Throttle(), runtime.settings.heartbeat_s
         async for event_or_silence in runtime.feed.follow(job.id, after, previews=previews, idle_s=idle_s):
-            if event_or_silence is not None:
-                yield presenter.frame(event_or_silence)
+            for event in throttle.pass_on(event_or_silence):
+                yield presenter.frame(event)
                 if presenter.ended:
                     return
-                continue
-            yield b": still here\n\n"
-            if await runtime.store.load(job.id) is None:
-                return
+            if event_or_silence is None:
+                yield b": still here\n\n"
+                if await _is_gone(runtime, job.id):
+                    return
+        yield _frame(EventKind.RECONNECT, '{"reason": "this process stops; come back with Last-Event-ID"}')
     finally:
         runtime.metrics.streams.dec()
+
+
+async def _is_gone(runtime: RuntimeState, job_id: str) -> bool:
+    """Deleted under our eyes: nothing more will come."""
+    try:
+        return await runtime.store.load(job_id) is None
+    except RedisUnavailable:
+        return False
 
 
 @router.api_route("/generations/{job_id}/events", methods=["GET", "POST"], response_class=StreamingResponse)

@@ -20,9 +20,10 @@ from comfy_workflows.workflow import Workflow
 from gateway.admission import Wish
 from gateway.auth import Caller
 from gateway.errors import BadRequest, Conflict, NotFound
-from gateway.jobs.model import Job, JobStatus, Priority
+from gateway.jobs.model import Job, JobStatus, Priority, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.presentation import present_job
+from gateway.pricing import estimate_rest_s, estimate_run_s, estimate_wait_s
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 
@@ -277,7 +278,17 @@ async def get_generation(job_id: str, runtime: Runtime, caller: CurrentCaller, b
     """The job as it stands. Picture URLs are signed anew at each read."""
     job = await load_own_job(runtime, caller, job_id)
     position = await runtime.store.position(job_id) if job.status is JobStatus.QUEUED else None
-    return present_job(job, base_url=base_url, storage=runtime.storage, queue_position=position)
+    eta_s = None if job.is_terminal else await _estimate(runtime, job, position)
+    return present_job(job, base_url=base_url, storage=runtime.storage, queue_position=position, eta_s=eta_s)
+
+
+async def _estimate(runtime: RuntimeState, job: Job, position: int | None) -> float | None:
+    """Seconds until it has ended, from what jobs like it took lately; None when that is not known."""
+    run_s = estimate_run_s(await runtime.store.times(job.spec.workflow, job.spec.base_model))
+    if job.started_ms is not None:
+        return estimate_rest_s(run_s, (now_ms() - job.started_ms) / 1000)
+    up = sum(facts.state == "up" for facts in await runtime.registry.all())
+    return estimate_wait_s(run_s, position or 0, up)
 
 
 @router.get("/generations/{job_id}/workflow")

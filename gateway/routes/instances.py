@@ -1,0 +1,97 @@
+"""`/v1/instances`: each ComfyUI as the dispatchers see it; admins add, drain and remove them while everything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gateway.errors import NotFound
+from gateway.instances import InstanceFacts, Member
+from gateway.presentation import rfc3339
+from gateway.routes.deps import Admin, Runtime
+from gateway.runtime import Runtime as RuntimeState
+
+router = APIRouter(prefix="/v1/instances", tags=["instances"])
+
+
+def _present(facts: InstanceFacts) -> dict[str, Any]:
+    record = facts.model_dump(exclude={"seen_ms", "catalog_version"})
+    record["seen_at"] = rfc3339(facts.seen_ms or None)
+    return record
+
+
+@router.get("")
+async def list_instances(runtime: Runtime) -> dict[str, Any]:
+    """Each ComfyUI: state, version, device, memory, what is loaded, what went wrong last."""
+    return {"data": [_present(facts) for facts in await runtime.registry.all()]}
+
+
+@router.get("/{instance}")
+async def get_instance(instance: str, runtime: Runtime) -> dict[str, Any]:
+    """One ComfyUI by id."""
+    for facts in await runtime.registry.all():
+        if facts.id == instance:
+            return _present(facts)
+    raise _unknown(instance)
+
+
+class NewInstance(BaseModel):
+    """A ComfyUI to use from now on."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: str = Field(description="Its base URL as the dispatchers reach it, http://HOST:PORT.", max_length=500)
+
+    @field_validator("url")
+    @classmethod
+    def _be_a_base_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+            raise ValueError("write http://HOST:PORT, without user, query or fragment")
+        _ = parts.port  # raises ValueError when it is no port
+        return value.rstrip("/")
+
+
+@router.post("", status_code=202)
+async def add_instance(request: NewInstance, runtime: Runtime, caller: Admin) -> dict[str, Any]:
+    """Use one more instance. Dispatchers pick it up within a second or two."""
+    return {"id": await runtime.fleet.put(Member(url=request.url)), "url": request.url, "draining": False}
+
+
+@router.post("/{instance}/drain", status_code=202)
+async def drain_instance(instance: str, runtime: Runtime, caller: Admin) -> dict[str, Any]:
+    """Let it finish what it holds and give it nothing new."""
+    return await _set_draining(runtime, instance, True)
+
+
+@router.post("/{instance}/resume", status_code=202)
+async def resume_instance(instance: str, runtime: Runtime, caller: Admin) -> dict[str, Any]:
+    """Give it work again."""
+    return await _set_draining(runtime, instance, False)
+
+
+@router.delete("/{instance}", status_code=202)
+async def remove_instance(instance: str, runtime: Runtime, caller: Admin) -> dict[str, Any]:
+    """Drain it, then forget it; also one that the settings name, until it is added again."""
+    await _find(runtime, instance)
+    await runtime.fleet.remove(instance)
+    return {"id": instance, "removed": True}
+
+
+async def _set_draining(runtime: RuntimeState, instance: str, draining: bool) -> dict[str, Any]:
+    member = await _find(runtime, instance)
+    await runtime.fleet.put(Member(url=member.url, draining=draining))
+    return {"id": instance, "url": member.url, "draining": draining}
+
+
+async def _find(runtime: RuntimeState, instance: str) -> Member:
+    member = (await runtime.fleet.wanted(runtime.settings.comfyui_urls)).get(instance)
+    if member is None:
+        raise _unknown(instance)
+    return member
+
+
+def _unknown(instance: str) -> NotFound:
+    return NotFound(f"There is no instance {instance!r}.", code="instance_not_found", details={"parameter": "instance", "value": instance})
