@@ -58,8 +58,11 @@ class LoraRegistry:
         await self._redis.hset("fluxgate:loras", instance, _LORAS.dump_json(loras).decode())
 
     @translate_redis
-    async def forget_instance(self, instance: str) -> None:
-        await self._redis.hdel("fluxgate:loras", instance)
+    async def keep_only(self, instances: Iterable[str]) -> None:
+        """Forget what instances had that are no part of the fleet any more."""
+        gone = {name.decode() for name in await self._redis.hkeys("fluxgate:loras")} - set(instances)
+        if gone:
+            await self._redis.hdel("fluxgate:loras", *gone)
 
     @translate_redis
     async def all(self) -> list[Lora]:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 
 import aiohttp
@@ -79,6 +79,7 @@ class Dispatcher:
 
     async def _follow_fleet(self, group: asyncio.TaskGroup) -> None:
         """Instances come from the settings and, at run time, from Redis: watch new ones, let removed ones go once they are empty."""
+        known: Set[str] | None = None
         while True:
             wanted: dict[str, Member] | None
             try:
@@ -86,9 +87,18 @@ class Dispatcher:
             except RedisUnavailable as error:
                 log.warning("fleet unknown", extra={"error": error.message})
                 wanted = None if self._instances else {instance_id(url): Member(url=url) for url in self._settings.comfyui_urls}
+            if wanted is not None and wanted.keys() != known:
+                known = await self._forget_others(wanted)
             if wanted is not None:
                 self._reconcile(group, wanted)
             await asyncio.sleep(FLEET_S)
+
+    async def _forget_others(self, wanted: dict[str, Member]) -> Set[str] | None:
+        try:
+            await self._loras.keep_only(wanted)
+        except RedisUnavailable:
+            return None
+        return wanted.keys()
 
     def _reconcile(self, group: asyncio.TaskGroup, wanted: dict[str, Member]) -> None:
         for name, member in wanted.items():
