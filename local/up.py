@@ -19,6 +19,8 @@ from local.child import Child, ChildError, pick_free_port
 from local.services import Engine, Gateway, RedisServer, S3Server
 
 WATCH_S = 0.2
+DEFAULT_PORT = 8000
+MAX_PORT = 65535
 BUCKET = "fluxgate"
 EXAMPLE = '{"prompt": "a red circle on a blue background", "seed": 7}'
 
@@ -27,12 +29,32 @@ class StartRefused(Exception):
     """What the person has to change before anything can start, in one line."""
 
 
-def read_port(env: Mapping[str, str], name: str, default: int) -> int:
-    """A port from the environment; 0 means a free one."""
-    text = env.get(name) or str(default)
-    if not text.isdecimal() or int(text) > 65535:
-        raise StartRefused(f"{name}={text!r} is no port; allowed: 0 (any free one) to 65535")
+def read_port(env: Mapping[str, str], name: str) -> int | None:
+    """A port from the environment; None when it is unset, a free one for 0."""
+    text = env.get(name)
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) > MAX_PORT:
+        raise StartRefused(f"{name}={text!r} is no port; allowed: 0 (any free one) to {MAX_PORT}")
     return int(text) or pick_free_port()
+
+
+def choose_port(env: Mapping[str, str], name: str, state_dir: Path) -> int:
+    """The environment's port, else the last run's where it is still free, else any free one.
+
+    Remembered, because addresses outlive a run: signed picture URLs name S3's, and the gateway knows an instance by its own.
+    """
+    port = read_port(env, name)
+    if port is None:
+        note = state_dir / "ports" / name.lower()
+        port = int(note.read_text()) if note.exists() else pick_free_port()
+        try:
+            require_free("127.0.0.1", port)
+        except StartRefused:
+            port = pick_free_port()
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(str(port))
+    return port
 
 
 def require_free(host: str, port: int) -> None:
@@ -76,7 +98,7 @@ class Deployment:
 def plan_redis(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> None:
     url = env.get("REDIS_URL")
     if not url:
-        server = RedisServer(state_dir, read_port(env, "REDIS_PORT", 0))
+        server = RedisServer(state_dir, choose_port(env, "REDIS_PORT", state_dir))
         plan.children.append(server)
         url = server.url
     plan.addresses["redis"] = url
@@ -92,7 +114,7 @@ def plan_s3(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> None:
         bucket, region = env.get("S3_BUCKET") or BUCKET, env.get("S3_REGION") or "us-east-1"
         keys = {name: env[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     else:
-        server = S3Server(state_dir, read_port(env, "S3_PORT", 0))
+        server = S3Server(state_dir, choose_port(env, "S3_PORT", state_dir))
         plan.children.append(server)
         url, bucket, region = server.endpoint_url, BUCKET, "us-east-1"
         keys = {"AWS_ACCESS_KEY_ID": server.credentials.access_key_id, "AWS_SECRET_ACCESS_KEY": server.credentials.secret_access_key}
@@ -103,7 +125,7 @@ def plan_s3(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> None:
 def plan_comfyui(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> None:
     urls = env.get("COMFYUI_URLS")
     if not urls:
-        engine = Engine(state_dir, read_port(env, "ENGINE_PORT", 0))
+        engine = Engine(state_dir, choose_port(env, "ENGINE_PORT", state_dir))
         plan.children.append(engine)
         urls = engine.url
         # An instance from outside keeps the gateway's own default: it holds a real Flux.
@@ -116,7 +138,7 @@ def plan_comfyui(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> N
 
 def plan_deployment(env: Mapping[str, str], state_dir: Path) -> tuple[Deployment, Gateway]:
     """Decide what to start; nothing runs yet. The gateway comes last, it needs all others."""
-    host, port = env.get("HOST") or "127.0.0.1", read_port(env, "PORT", 8000)
+    host, port = env.get("HOST") or "127.0.0.1", read_port(env, "PORT") or DEFAULT_PORT
     require_free(host, port)
     plan = Deployment()
     plan_redis(plan, env, state_dir)
@@ -140,6 +162,11 @@ def running(children: list[Child]) -> Iterator[None]:
             for child in group:
                 child.wait_ready()
         yield
+    except ChildError:
+        # Blame the one that died, not the one that waits for it.
+        for child in started:
+            child.check()
+        raise
     finally:
         # A second Ctrl-C must not leave half of them behind; every stop has its own deadline.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 
 from local.child import LEASH, ROOT, Child, ChildError, pick_free_port
 from local.services import RedisServer, S3Server, load_credentials
-from local.up import StartRefused, lock_state, plan_deployment, read_port, require_free
+from local.up import StartRefused, choose_port, lock_state, plan_deployment, read_port, require_free
 from tests.conftest import EngineFactory, S3Access
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 20.0) ->
 
 def read_process(pid: int, column: str) -> str:
     """What `ps` says about a process: its command line (`args`), its state (`stat`). Empty when it is gone."""
-    return subprocess.run(["ps", "-o", f"{column}=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(["ps", "-ww", "-o", f"{column}=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def is_gone(pid: int) -> bool:
@@ -230,7 +230,17 @@ def test_a_taken_port_is_refused_by_name() -> None:
 @pytest.mark.parametrize("text", ["http", "-1", "65536", "8000.0"])
 def test_a_port_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(StartRefused, match="REDIS_PORT"):
-        read_port({"REDIS_PORT": text}, "REDIS_PORT", 0)
+        read_port({"REDIS_PORT": text}, "REDIS_PORT")
+
+
+def test_a_port_is_kept_for_the_next_run_unless_it_is_taken(tmp_path: Path) -> None:
+    first = choose_port({}, "S3_PORT", tmp_path)
+    assert choose_port({}, "S3_PORT", tmp_path) == first
+    assert choose_port({"S3_PORT": "4711"}, "S3_PORT", tmp_path) == 4711
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first))
+        taken.listen()
+        assert choose_port({}, "S3_PORT", tmp_path) != first
 
 
 def test_one_state_folder_serves_one_run(tmp_path: Path) -> None:
