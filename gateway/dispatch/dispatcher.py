@@ -63,6 +63,8 @@ class Dispatcher:
         self._executions: dict[str, Execution] = {}
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
         self._measured: dict[tuple[str, str], list[int]] = {}
+        self._interrupted: list[Claim] = []
+        self._fleet_known = asyncio.Event()
         self._wake = asyncio.Event()
         feed.observe(self._observe)
 
@@ -91,6 +93,7 @@ class Dispatcher:
                 known = await self._forget_others(wanted)
             if wanted is not None:
                 self._reconcile(group, wanted)
+                self._fleet_known.set()
             await asyncio.sleep(FLEET_S)
 
     async def _forget_others(self, wanted: dict[str, Member]) -> Set[str] | None:
@@ -130,6 +133,8 @@ class Dispatcher:
 
     async def _keep_leases(self, group: asyncio.TaskGroup) -> None:
         """Renew ours, learn of cancels that the feed did not bring, and resume what nobody renews any more."""
+        # Without the fleet a job taken over would look as if its instance were gone.
+        await self._fleet_known.wait()
         while True:
             try:
                 await self._renew()
@@ -170,7 +175,7 @@ class Dispatcher:
 
     async def _give_leases_back(self) -> None:
         try:
-            await self._store.release([execution.claim for execution in self._executions.values()])
+            await self._store.release(self._interrupted)
         except RedisUnavailable as error:
             log.warning("leases run out by themselves", extra={"error": error.message})
 
@@ -279,6 +284,9 @@ class Dispatcher:
                 if not await self._answer_from_cache(execution):
                     await execution.run(resumed=resumed)
                 self._count(execution.job)
+            except asyncio.CancelledError:
+                self._interrupted.append(execution.claim)
+                raise
             except LeaseLost:
                 log.warning("lease lost")
             except (FluxgateError, OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
