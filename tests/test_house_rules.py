@@ -24,6 +24,7 @@ LAYERS = {
     "comfy_workflows": 1,
     "gateway.jobs": 1,
     "gateway.jobs.model": 1,
+    "gateway.jobs.records": 1,
     "gateway.pricing": 1,
     "gateway.redis_client": 1,  # the one door to Redis, below all that keep something there
     "gateway.jobs.store": 2,
@@ -37,6 +38,7 @@ LAYERS = {
     "gateway.admission": 3,
     "gateway.dispatch": 3,
     "gateway.presentation": 3,
+    "gateway.reuse": 3,
     "gateway.training": 3,
     "gateway.webhooks": 3,
     "gateway.runtime": 4,
@@ -49,9 +51,12 @@ LAYERS = {
 # Neighbours of one layer that may know each other.
 FRIENDS = (
     ("comfy_workflows", "comfy_workflows"),
+    ("gateway.jobs.records", "gateway.jobs.model"),
     ("gateway.jobs.store", "gateway.jobs.events"),
     ("gateway.comfy", "gateway.comfy"),
     ("gateway.admission", "gateway.dispatch.fleet"),
+    ("gateway.admission", "gateway.reuse"),
+    ("gateway.dispatch", "gateway.reuse"),
     ("gateway.dispatch", "gateway.dispatch"),
     ("gateway.routes", "gateway.routes.deps"),
 )
