@@ -93,7 +93,7 @@ def choose_paths(output: Path, count: int) -> list[Path]:
 @app.command()
 def generate(
     context: typer.Context,
-    prompt: str,
+    prompt: Annotated[str | None, typer.Argument(help="What the picture shows; some workflows take none.")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="NAME or NAME:WEIGHT; repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same picture. Drawn when absent.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,

@@ -60,8 +60,11 @@ class Client:
         with translate(self.url):
             return read_answer(self._http.request(method, path, **options))
 
-    def generate(self, prompt: str, *, workflow: str | None = None, loras: Sequence[Lora] = (), **parameters: Any) -> Job:
-        """Queue a picture and return at once. `parameters` are the workflow's own; those that are None keep its defaults."""
+    def generate(self, prompt: str | None = None, *, workflow: str | None = None, loras: Sequence[Lora] = (), **parameters: Any) -> Job:
+        """Queue a picture and return at once. `parameters` are the workflow's own; those that are None keep its defaults.
+
+        Some workflows take no prompt.
+        """
         body = make_request(prompt, workflow=workflow, loras=loras, parameters=parameters)
         return read_job(self._request("POST", "/v1/generations", json=body))
 

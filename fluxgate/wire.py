@@ -97,7 +97,7 @@ class Event(NamedTuple):
     data: dict[str, Any]
 
 
-def make_request(prompt: str, *, workflow: str | None, loras: Sequence[Lora], parameters: dict[str, Any]) -> dict[str, Any]:
+def make_request(prompt: str | None, *, workflow: str | None, loras: Sequence[Lora], parameters: dict[str, Any]) -> dict[str, Any]:
     """The body of `POST /v1/generations`. What is None is left out, so that the workflow's defaults hold."""
     body: dict[str, Any] = {**parameters, "prompt": prompt, "workflow": workflow}
     if loras:
