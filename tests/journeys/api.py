@@ -1,4 +1,5 @@
-"""The gateway as a caller sees it: make a job, follow its events, read its pictures. And the engine's own memory of what it ran."""
+"""The gateway as a caller sees it: make a job, follow its events, read its pictures. And the engine's own
+record of what it ran: the files it saved, and the graph inside them."""
 
 from __future__ import annotations
 
@@ -69,14 +70,15 @@ class Api:
         return dict(answer.json())
 
     def wait(self, job_id: str, *statuses: str) -> Job:
-        """The job once it has one of these statuses; without any, once it has ended."""
+        """The job once it has one of these statuses; without any, once it has ended. A 503 says to ask again."""
         wanted = set(statuses) or TERMINAL
         deadline = time.monotonic() + PATIENCE_S
-        while (job := self.get(job_id))["status"] not in wanted:
-            assert job["status"] not in TERMINAL, f"it ended: {job}"
-            assert time.monotonic() < deadline, f"still {job['status']} after {PATIENCE_S:g} s: {job}"
+        while (answer := self.http.get(f"/v1/generations/{job_id}")).status_code == 503 or answer.json()["status"] not in wanted:
+            assert answer.status_code == 503 or answer.json()["status"] not in TERMINAL, f"it ended: {answer.text}"
+            assert time.monotonic() < deadline, f"not {sorted(wanted)} after {PATIENCE_S:g} s: {answer.text}"
             time.sleep(0.03)
-        return job
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
 
     def run(self, **body: Any) -> Job:
         """Make it and wait for its success."""
@@ -116,11 +118,15 @@ def open_picture(body: bytes) -> Image.Image:
     return Image.open(io.BytesIO(body)).convert("RGB")
 
 
-def find_runs(engine_url: str, job_id: str) -> list[dict[str, Any]]:
-    """The engine's own history entries for a job, known by the prefix under which it saved."""
-    history = httpx.get(f"{engine_url}/history").json()
-    return [entry for entry in history.values() if saved_under(entry["prompt"][2]) == f"{job_id}/image"]
+def read_graph(png: bytes) -> dict[str, Any]:
+    """The graph that the engine itself wrote into a picture it made."""
+    with Image.open(io.BytesIO(png)) as image:
+        return dict(json.loads(image.info["prompt"]))
 
 
-def saved_under(graph: dict[str, Any]) -> str | None:
-    return next((node["inputs"]["filename_prefix"] for node in graph.values() if "filename_prefix" in node["inputs"]), None)
+def count_saved(engine_url: str, job_id: str) -> int:
+    """How many pictures the engine has of a job; a second run would add its own to those of the first."""
+    count = 0
+    while httpx.get(f"{engine_url}/view", params={"filename": f"image_{count + 1:05}_.png", "subfolder": job_id}).status_code == 200:
+        count += 1
+    return count
