@@ -4,6 +4,7 @@ It knows how they are configured and started; what a test does to them is the te
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from uuid import uuid4
 import httpx
 
 from local.child import Child, pick_free_port
-from local.services import Gateway, S3Server
+from local.services import Gateway, S3Server, ask
 
 WORKFLOWS_DIR = Path(__file__).parent / "workflows"
 
@@ -50,6 +51,15 @@ def make_dispatcher(folder: Path, env: dict[str, str], gateway_url: str) -> Chil
 
     command = [sys.executable, "-m", "gateway.dispatch"]
     return Child("dispatcher", command, env=env, log_path=folder / "logs" / "dispatcher.log", is_ready=ask_for_instance)
+
+
+def wait_for_answers(gateway: Gateway) -> None:
+    """Return when the gateway answers at all: without a dispatcher it is never ready."""
+    deadline = time.monotonic() + gateway.ready_timeout_s
+    while ask(f"{gateway.url}/health"):
+        gateway.check()
+        assert time.monotonic() < deadline, f"no answer from {gateway.url} (log: {gateway.log_path})"
+        time.sleep(0.03)
 
 
 @contextmanager

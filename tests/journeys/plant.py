@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from local.child import Child, pick_free_port
 from local.services import Engine, Gateway, RedisServer, S3Server
 from tests.conftest import choose_engine_flags
-from tests.deployment import describe_deployment, make_dispatcher, make_gateway, running
+from tests.deployment import describe_deployment, make_dispatcher, make_gateway, running, wait_for_answers
 from tests.journeys.api import Api, Job, SseEvent, wait_until
 
 STEPS = 30
@@ -58,13 +56,6 @@ def restart(child: Child) -> None:
     child.wait_ready()
 
 
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
 def list_steps(events: list[SseEvent]) -> list[int]:
     """The steps of the slow node, as its progress events told them."""
     told = [event.data for event in events if event.kind == "progress" and event.data["current_node_class"] == "SlowImage"]
@@ -92,7 +83,7 @@ def running_plant(folder: Path, *, split: bool) -> Iterator[Plant]:
         gateway.start()
         try:
             # A gateway without a dispatcher is not ready before one has told it of an instance.
-            wait_until(lambda: answers(gateway.url), "the gateway's first answer")
+            wait_for_answers(gateway)
             with running(*([dispatcher] if dispatcher else [])):
                 gateway.wait_ready()
                 api = Api(gateway.url)
