@@ -109,7 +109,7 @@ async def test_a_twin_waits_for_the_first_and_finds_its_result(store: JobStore) 
     assert (await take(store, "second")).cached_in == "first"
     assert await store.create(make_spec("third", cache_key="same"), GRAPH, reuse=True) == ("cached", "first")
     await store.forget_cached("same")
-    assert (await store.create(make_spec("third", cache_key="same"), GRAPH, reuse=True)).outcome == "following"
+    assert (await store.create(make_spec("third", cache_key="same"), GRAPH, reuse=True)).outcome == "created"
 
 
 @pytest.mark.parametrize("claimed", [False, True])
