@@ -154,7 +154,7 @@ class Admission:
     async def _check_fleet(self, needs: Needs) -> None:
         """Refuse what no instance that is up could run. While none is up the job may wait: what they have is not known."""
         lacks: dict[str, list[str]] = {}
-        for facts in await self._registry.all():
+        for facts in await self._registry.recent():
             catalog = await self._registry.catalog(facts) if facts.state == "up" else None
             if catalog is None:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from gateway.redis_client import RedisClient, translate_redis
 
 # Facts that nobody renewed for this long are those of an instance nobody watches any more.
 FACTS_TTL_S = 120
+RECENT_S = 1.0
 
 Catalog = dict[str, dict[str, list[str]]]  # node class -> combo input -> choices
 
@@ -107,6 +109,13 @@ class InstanceRegistry:
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
         self._catalogs: dict[str, tuple[str, Catalog]] = {}
+        self._recent: tuple[float, list[InstanceFacts]] = (-RECENT_S, [])
+
+    async def recent(self) -> list[InstanceFacts]:
+        """`all`, at most a second old: for decisions taken at every request."""
+        if time.monotonic() - self._recent[0] >= RECENT_S:
+            self._recent = (time.monotonic(), await self.all())
+        return self._recent[1]
 
     @translate_redis
     async def publish(self, facts: InstanceFacts) -> None:
