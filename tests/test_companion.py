@@ -1,45 +1,29 @@
 """The companion extension's own parts, loaded by path as ComfyUI loads them, without a ComfyUI."""
 
-import asyncio
 import gc
-import importlib
-import importlib.util
 import io
 import json
 import logging
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import aiohttp
 import numpy as np
 import pytest
-from aiohttp import web
 from PIL import Image
 
-FOLDER = Path(__file__).parents[1] / "docker" / "comfyui" / "custom_nodes" / "fluxgate"
-NAME = "fluxgate_companion"
-FINAL = "image_00001_.png"
+from tests.companion_parts import FINAL, load_part
+
 Part = Callable[[str], ModuleType]
 
 
-@pytest.fixture(scope="module")
-def part() -> Iterator[Part]:
-    """Gives a module of the extension by its file name."""
-    spec = importlib.util.spec_from_file_location(NAME, FOLDER / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    package = importlib.util.module_from_spec(spec)
-    sys.modules[NAME] = package
-    spec.loader.exec_module(package)
-    yield lambda name: importlib.import_module(f"{NAME}.{name}")
-    for name in [name for name in sys.modules if name.split(".")[0] == NAME]:
-        del sys.modules[name]
+@pytest.fixture
+def part() -> Part:
+    return load_part
 
 
 @pytest.fixture
@@ -58,8 +42,10 @@ class Clock:
 
 
 def test_without_comfyui_every_part_is_off_and_says_so_in_one_line(part: Part, caplog: pytest.LogCaptureFixture) -> None:
+    module = part("install")
+    caplog.clear()  # loading it has installed it once already
     with caplog.at_level(logging.WARNING):
-        assert part("install").install() == ({}, {})
+        assert module.install() == ({}, {})
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 6
     assert "fluxgate: prompt_timing is off: this ComfyUI has no module execution" in lines
@@ -382,13 +368,19 @@ def test_nothing_is_frozen_while_a_prompt_runs_or_where_models_could_not_be_thaw
 def test_a_thaw_lets_dead_cycles_go(heap: Any) -> None:
     cycle = Cycle()
     seen = weakref.ref(cycle)
-    heap.start()
+    collect_for(heap, 1)
     del cycle
     gc.collect()
     assert seen() is not None
     heap.thaw()
     gc.collect()
     assert seen() is None
+
+
+def test_the_start_up_heap_alone_stays_frozen(heap: Any) -> None:
+    heap.start()
+    heap.thaw()
+    assert (gc.get_freeze_count() > 10_000, heap.report()["thaws"]) == (True, 0)
 
 
 def test_every_so_many_freezes_the_whole_heap_is_walked_once(heap: Any, part: Part) -> None:
@@ -399,123 +391,3 @@ def test_every_so_many_freezes_the_whole_heap_is_walked_once(heap: Any, part: Pa
     assert (heap.report()["thaws"], gc.get_freeze_count()) == (1, 0)
     collect_for(heap, 1)
     assert gc.get_freeze_count() > 0
-
-
-# Routes
-
-
-@asynccontextmanager
-async def serve(companion: Any) -> AsyncIterator[aiohttp.ClientSession]:
-    app, routes = web.Application(), web.RouteTableDef()
-    companion.add_routes(routes)
-    app.add_routes(routes)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert site._server is not None
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]  # asyncio's server has them
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-        yield http
-    await runner.cleanup()
-
-
-@pytest.fixture
-def companion(part: Part, queue: Any, tmp_path: Path) -> Any:
-    timings = part("timing").PromptTimings()
-    return part("routes").Companion(part("heap").Heap(timings.is_idle), timings, queue, {}, {"output": tmp_path}.get, view_wait_s=10)
-
-
-async def ask(http: aiohttp.ClientSession, method: str, path: str, **options: Any) -> tuple[int, Any]:
-    async with http.request(method, path, **options) as response:
-        body = await response.read()
-        return response.status, json.loads(body) if response.content_type == "application/json" else body
-
-
-async def test_a_view_waits_for_the_picture(companion: Any, tmp_path: Path) -> None:
-    go, path = threading.Event(), tmp_path / FINAL
-
-    def write() -> None:
-        go.wait(10)
-        path.write_bytes(b"picture")
-
-    companion.writes.submit(path, 1, write)
-    async with serve(companion) as http:
-        left = asyncio.create_task(ask(http, "GET", "/fluxgate/view", params={"filename": FINAL}))
-        kept = asyncio.create_task(ask(http, "GET", "/fluxgate/view", params={"filename": FINAL, "type": "output"}))
-        await asyncio.sleep(0.05)
-        left.cancel()  # who leaves does not take the write away from the other
-        assert (await ask(http, "GET", "/fluxgate/status"))[1]["pending_writes"] == 1
-        go.set()
-        assert await kept == (200, b"picture")
-
-
-async def test_a_view_says_what_went_wrong(companion: Any, tmp_path: Path) -> None:
-    companion.writes.submit(tmp_path / FINAL, 1, lambda: 1 / 0)
-    async with serve(companion) as http:
-        for _ in range(2):
-            status, body = await ask(http, "GET", "/fluxgate/view", params={"filename": FINAL})
-            assert (status, body) == (500, {"error": f"{FINAL} was not written: ZeroDivisionError: division by zero"})
-        assert (await ask(http, "GET", "/fluxgate/view", params={"filename": "absent.png"}))[0] == 404
-        assert (await ask(http, "GET", "/fluxgate/view", params={"filename": "..", "subfolder": "a"}))[0] == 400
-        assert (await ask(http, "GET", "/fluxgate/view"))[0] == 400
-
-
-async def test_a_view_gives_up_on_a_write_that_hangs(companion: Any, tmp_path: Path) -> None:
-    go, companion.view_wait_s = threading.Event(), 0.05
-    companion.writes.submit(tmp_path / FINAL, 1, lambda: go.wait(10))
-    async with serve(companion) as http:
-        status, body = await ask(http, "GET", "/fluxgate/view", params={"filename": FINAL})
-        go.set()
-    assert (status, body) == (504, {"error": f"{FINAL} is not written after 0.05 s"})
-
-
-@pytest.mark.parametrize(
-    ("filename", "content_type"), [("a.png", "image/png"), ("a.svg", "application/octet-stream"), ("a.html", "application/octet-stream")]
-)
-async def test_only_passive_content_has_a_type(companion: Any, tmp_path: Path, filename: str, content_type: str) -> None:
-    (tmp_path / filename).write_bytes(b"x")
-    async with serve(companion) as http, http.get("/fluxgate/view", params={"filename": filename}) as response:
-        assert (response.content_type, response.headers["X-Content-Type-Options"]) == (content_type, "nosniff")
-
-
-async def test_files_are_removed_and_absent_ones_counted(companion: Any, tmp_path: Path) -> None:
-    for name in ("jobs/j1/a.png", "jobs/j1/b.png", "jobs/j2/a.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    files = [{"filename": name, "subfolder": "jobs/j1", "type": "output"} for name in ("a.png", "b.png", "c.png")]
-    async with serve(companion) as http:
-        assert await ask(http, "DELETE", "/fluxgate/outputs", json={"files": files[:1]}) == (200, {"removed": 1, "absent": 0})
-        body = {"files": files, "remove_empty_folders": True}
-        assert await ask(http, "DELETE", "/fluxgate/outputs", json=body) == (200, {"removed": 1, "absent": 2})
-    assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["j2"]
-
-
-async def test_a_pending_picture_is_removed_once_it_is_written_and_a_failure_is_forgotten(companion: Any, tmp_path: Path) -> None:
-    path, broken = tmp_path / FINAL, tmp_path / "broken.png"
-    companion.writes.submit(broken, 1, lambda: 1 / 0)
-    companion.writes.submit(path, 1, lambda: path.write_bytes(b"x"))
-    files = [{"filename": FINAL}, {"filename": "broken.png"}]
-    async with serve(companion) as http:
-        assert await ask(http, "DELETE", "/fluxgate/outputs", json={"files": files}) == (200, {"removed": 1, "absent": 1})
-        assert (await ask(http, "GET", "/fluxgate/view", params={"filename": "broken.png"}))[0] == 404
-    assert not path.exists()
-
-
-@pytest.mark.parametrize(
-    "body", [b"no json", b"[]", b"{}", b'{"files": "a"}', b'{"files": [{"filename": "kept.png"}, {"filename": "../x"}]}', b"\xff"]
-)
-async def test_a_bad_deletion_removes_nothing(companion: Any, tmp_path: Path, body: bytes) -> None:
-    (tmp_path / "kept.png").write_bytes(b"x")
-    async with serve(companion) as http:
-        status, answer = await ask(http, "DELETE", "/fluxgate/outputs", data=body)
-    assert (status, list(answer)) == (400, ["error"])
-    assert (tmp_path / "kept.png").exists()
-
-
-async def test_the_status_stands_where_comfyui_tells_nothing(companion: Any) -> None:
-    async with serve(companion) as http:
-        status, body = await ask(http, "GET", "/fluxgate/status")
-        assert (await ask(http, "GET", "/fluxgate/prompts/unknown"))[0] == 404
-    assert status == 200
-    assert (body["vram"], body["loaded_models"], body["pending_writes"]) == (None, [], 0)

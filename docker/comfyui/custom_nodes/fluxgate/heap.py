@@ -25,14 +25,15 @@ class Heap:
         self._read_cpu_s = read_cpu_s
         self._began_s = self._began_cpu_s = 0.0
         self._watching = False
-        self._freezes_since_thaw = 0
+        self._refreezes = 0  # since the start or the last thaw
         self._counts = {"full_collections": 0, "freezes": 0, "thaws": 0}
         self._times_ms = {"last_ms": 0.0, "max_ms": 0.0, "total_ms": 0.0}
 
     def start(self) -> None:
         """Collects and freezes once, and from then on watches each full collection."""
         gc.collect()
-        self._freeze()
+        gc.freeze()
+        self._counts["freezes"] += 1
         if not self._watching:
             gc.callbacks.append(self.observe)
             self._watching = True
@@ -56,25 +57,23 @@ class Heap:
             self._freeze_or_thaw()
 
     def thaw(self) -> None:
-        """Lets the next full collection see everything again; call it when models are to be freed."""
-        gc.unfreeze()
-        self._counts["thaws"] += 1
-        self._freezes_since_thaw = 0
+        """Lets the next full collection see everything; call it when models are to be freed. The start-up heap alone holds none."""
+        if self._refreezes:
+            gc.unfreeze()
+            self._counts["thaws"] += 1
+            self._refreezes = 0
 
     def report(self) -> dict[str, Any]:
         rounded = {name: round(value, 3) for name, value in self._times_ms.items()}
         return {"watching": self._watching, **self._counts, **rounded}
 
     def _freeze_or_thaw(self) -> None:
-        if self._freezes_since_thaw >= FREEZES_BEFORE_THAW:
+        if self._refreezes >= FREEZES_BEFORE_THAW:
             self.thaw()
-        else:
-            self._freeze()
-
-    def _freeze(self) -> None:
+            return
         gc.freeze()
         self._counts["freezes"] += 1
-        self._freezes_since_thaw += 1
+        self._refreezes += 1
 
     def _record(self, duration_ms: float) -> None:
         self._counts["full_collections"] += 1

@@ -73,15 +73,15 @@ def time_loads(timings: PromptTimings) -> None:
 
 
 def thaw_when_models_go(heap: Heap) -> None:
-    """A model in a dead cycle is freed only by a collection that can see it: after /free, after out of memory, or found dead."""
+    """A model in a dead cycle is freed only by a collection that can see it: after /free {free_memory}, or when ComfyUI finds it dead."""
 
-    def wrap_unload(unload: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(unload)
-        def unloading(*args: Any, **kwargs: Any) -> Any:
+    def wrap_reset(reset: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(reset)
+        def resetting(*args: Any, **kwargs: Any) -> Any:
             heap.thaw()
-            return unload(*args, **kwargs)
+            return reset(*args, **kwargs)
 
-        return unloading
+        return resetting
 
     def wrap_cleanup(cleanup: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(cleanup)
@@ -92,8 +92,8 @@ def thaw_when_models_go(heap: Heap) -> None:
 
         return cleaning
 
-    host.find_attribute("comfy.model_management", "current_loaded_models")
-    host.replace_attribute("comfy.model_management", "unload_all_models", wrap_unload)
+    host.has_dead_models()  # raises here, once, rather than in every prompt
+    host.replace_attribute("execution", "PromptExecutor.reset", wrap_reset)
     host.replace_attribute("comfy.model_management", "cleanup_models_gc", wrap_cleanup)
 
 
