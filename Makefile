@@ -43,7 +43,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another with PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Making $(VENV) with $(PYTHON) ..."
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # Two stamps: running needs no test tools. The extra `dev` comes on top of `local`.
 $(VENV)/.local-ready: pyproject.toml constraints.txt | $(BIN)/python
