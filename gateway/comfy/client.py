@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import aiohttp
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter, ValidationError
 
 from gateway.comfy.messages import ErrorData
 from gateway.errors import InstanceError, InstanceUnreachable, OutputMissing, PromptRejected
@@ -87,6 +86,28 @@ class _Metadata(RootModel[dict[str, Any]]):
     pass
 
 
+class _Queue(BaseModel):
+    """Each item begins with a number and the prompt's id."""
+
+    model_config = ConfigDict(extra="ignore")
+    queue_running: list[Annotated[list[Any], Field(min_length=2)]]
+    queue_pending: list[Annotated[list[Any], Field(min_length=2)]]
+
+
+T = TypeVar("T")
+
+_QUEUE = TypeAdapter(_Queue)
+_HISTORY = TypeAdapter(dict[str, HistoryEntry])
+_CLASSES = TypeAdapter(dict[str, dict[str, Any]])
+_OBJECT = TypeAdapter(dict[str, Any])
+_NAMES = TypeAdapter(list[str])
+
+
+class _Timing(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    load_ms: float
+
+
 class ComfyClient:
     """One instance's HTTP side. Raises InstanceUnreachable when nothing usable came back."""
 
@@ -102,14 +123,15 @@ class ComfyClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise InstanceUnreachable(f"{self.url} did not answer {method} {path}: {error or type(error).__name__}") from error
 
-    async def _json(self, method: str, path: str, **kwargs: Any) -> Any:
-        status, body = await self._request(method, path, **kwargs)
+    async def _read(self, path: str, shape: TypeAdapter[T]) -> T:
+        """What lies there. A proxy may answer 200 with a page of its own or with nothing: that is an InstanceError as well."""
+        status, body = await self._request("GET", path)
         if status != 200:
-            raise InstanceError(f"{self.url} answered {status} to {method} {path}")
+            raise InstanceError(f"{self.url} answered {status} to GET {path}")
         try:
-            return json.loads(body or b"null")
-        except ValueError as error:
-            raise InstanceError(f"{self.url} answered {method} {path} with something that is not JSON") from error
+            return shape.validate_json(body)
+        except ValidationError as error:
+            raise InstanceError(f"{self.url} answered GET {path} with something that no ComfyUI says") from error
 
     async def submit(self, prompt_id: str, client_id: str, graph: bytes) -> None:
         """Queue a graph (JSON) under our own id. A 200 that reports node errors dropped a branch, so it is a rejection too."""
@@ -129,20 +151,18 @@ class ComfyClient:
         raise InstanceError(f"{self.url} answered {status} to POST /prompt")
 
     async def queue(self) -> QueueState:
-        answer = await self._json("GET", "/queue")
+        answer = await self._read("/queue", _QUEUE)
         return QueueState(
-            frozenset(str(item[1]) for item in answer["queue_running"]), frozenset(str(item[1]) for item in answer["queue_pending"])
+            frozenset(str(item[1]) for item in answer.queue_running), frozenset(str(item[1]) for item in answer.queue_pending)
         )
 
     async def history(self, prompt_id: str) -> HistoryEntry | None:
         """How the prompt ended, or None while it has not (or is unknown)."""
-        answer = await self._json("GET", f"/history/{prompt_id}")
-        entry = answer.get(prompt_id)
-        return HistoryEntry.model_validate(entry) if entry is not None else None
+        return (await self._read(f"/history/{prompt_id}", _HISTORY)).get(prompt_id)
 
-    async def view(self, file: OutputFile) -> bytes:
-        """The bytes of a saved picture."""
-        status, body = await self._request("GET", "/view", params=file._asdict())
+    async def view(self, file: OutputFile, *, companion: bool = False) -> bytes:
+        """The bytes of a saved picture. The companion extension's route waits for a picture that is still being written."""
+        status, body = await self._request("GET", "/fluxgate/view" if companion else "/view", params=file._asdict())
         if status != 200:
             raise OutputMissing(f"{self.url} announced {file.filename!r} but answers {status} for it")
         return body
@@ -162,16 +182,29 @@ class ComfyClient:
     async def delete_history(self, prompt_ids: list[str]) -> None:
         await self._request("POST", "/history", json={"delete": prompt_ids})
 
+    async def remove_outputs(self, files: list[OutputFile]) -> None:
+        """Delete pictures that are stored elsewhere now. Only the companion extension can."""
+        body = {"files": [file._asdict() for file in files], "remove_empty_folders": True}
+        await self._request("DELETE", "/fluxgate/outputs", json=body)
+
+    async def load_ms(self, prompt_id: str) -> int | None:
+        """Milliseconds the prompt spent loading models, as the companion extension measured it."""
+        status, body = await self._request("GET", f"/fluxgate/prompts/{prompt_id}")
+        if status != 200:
+            return None
+        try:
+            return round(_Timing.model_validate_json(body).load_ms)
+        except ValidationError:
+            return None
+
     async def object_info(self) -> dict[str, Any]:
-        answer = await self._json("GET", "/object_info")
-        return dict(answer)
+        return await self._read("/object_info", _CLASSES)
 
     async def system_stats(self) -> dict[str, Any]:
-        answer = await self._json("GET", "/system_stats")
-        return dict(answer)
+        return await self._read("/system_stats", _OBJECT)
 
     async def model_names(self, folder: str) -> list[str]:
-        return [str(name) for name in await self._json("GET", f"/models/{folder}")]
+        return await self._read(f"/models/{folder}", _NAMES)
 
     async def model_metadata(self, folder: str, name: str) -> dict[str, Any]:
         """A safetensors file's own metadata; empty when it has none."""

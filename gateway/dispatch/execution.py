@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from gateway.comfy.client import HistoryEntry
+from gateway.comfy.companion import save_in_background
 from gateway.comfy.messages import ErrorData, ExecutionError, ExecutionStart, Message, Preview
 from gateway.dispatch.faults import describe_node_error, describe_rejection
 from gateway.dispatch.ingest import Ingest
@@ -54,7 +55,8 @@ class Execution:
         self._on_slot_free = on_slot_free
         self._graph: dict[str, Any] = json.loads(claim.graph)
         self._tracker = ProgressTracker(self._graph)
-        self._prompt = Prompt(claim.job.prompt_id or "", claim.graph, instance, settings, self._on_message)
+        self._companion = instance.has_companion
+        self._prompt = Prompt(claim.job.prompt_id or "", self._graph_to_submit(), instance, settings, self._on_message)
         self._prompt.stop_wanted = claim.job.status is JobStatus.CANCELING
         self._cancel_wanted = self._prompt.stop_wanted
         self._pending: list[EventDraft] = []
@@ -62,6 +64,14 @@ class Execution:
         self._writing = asyncio.Lock()
         self._node_error: ErrorData | None = None
         self._preview_due = 0.0
+
+    def _graph_to_submit(self) -> bytes:
+        """The graph as it was admitted; where our extension is, its save nodes encode in the background."""
+        if not self._companion:
+            return self.claim.graph
+        parameters = self.job.spec.parameters
+        graph = save_in_background(self._graph, str(parameters.get("output_format", "png")), int(parameters.get("quality", 90)))
+        return json.dumps(graph, ensure_ascii=False).encode()
 
     def cancel(self) -> None:
         self._cancel_wanted = True
@@ -230,7 +240,8 @@ class Execution:
 
     async def _succeed(self, entry: HistoryEntry, ended_ms: int) -> None:
         try:
-            outputs = await self._ingest.store(self._instance.client, self.job.spec, entry.files())
+            files = entry.files()
+            outputs = await self._ingest.store(self._instance.client, self.job.spec, files, companion=self._companion)
         except Unavailable as error:
             message = f"The pictures could not be stored: {error.message}"
             await self._fail(JobError(code="upload_failed", message=message, hint=error.hint))
@@ -239,10 +250,20 @@ class Execution:
             hint = "Does it have a SaveImage node?"
             await self._fail(JobError(code="no_output", message="The workflow ended without a picture.", hint=hint))
             return
-        metrics = self.job.metrics.model_copy(update={"upload_ms": now_ms() - ended_ms})
+        metrics = self.job.metrics.model_copy(update={"upload_ms": now_ms() - ended_ms, **await self._measured_load()})
         self.job = self.job.model_copy(update={"outputs": outputs, "metrics": metrics, "progress": self._tracker.completed()})
         await self._finish(JobStatus.SUCCEEDED, [(EventKind.OUTPUT, "", output.model_dump_json()) for output in outputs])
-        self._instance.forget_soon(self._prompt.id)
+        self._instance.forget_soon(self._prompt.id, files)
+
+    async def _measured_load(self) -> dict[str, int]:
+        """The instance's own figure for loading, where it has one: better than what its node events tell."""
+        if not self._companion:
+            return {}
+        try:
+            load_ms = await self._instance.client.load_ms(self._prompt.id)
+        except InstanceError:
+            return {}
+        return {} if load_ms is None else {"load_ms": load_ms}
 
     async def _fail(self, error: JobError) -> None:
         self.job = self.job.model_copy(update={"error": error})

@@ -64,9 +64,9 @@ class Ingest:
         self._tries = tries
         self._turn = asyncio.Semaphore(at_once)
 
-    async def store(self, client: ComfyClient, spec: JobSpec, files: list[OutputFile]) -> tuple[Output, ...]:
+    async def store(self, client: ComfyClient, spec: JobSpec, files: list[OutputFile], *, companion: bool = False) -> tuple[Output, ...]:
         """Every picture of a job, in order. Raises the last error when one cannot be stored: never a URL to nothing."""
-        stores = [self._store_one(client, spec, index, file) for index, file in enumerate(files)]
+        stores = [self._store_one(client, spec, index, file, companion) for index, file in enumerate(files)]
         outputs: list[Output] = []
         for result in await asyncio.gather(*stores, return_exceptions=True):
             if isinstance(result, BaseException):
@@ -74,9 +74,9 @@ class Ingest:
             outputs.append(result)
         return tuple(outputs)
 
-    async def _store_one(self, client: ComfyClient, spec: JobSpec, index: int, file: OutputFile) -> Output:
+    async def _store_one(self, client: ComfyClient, spec: JobSpec, index: int, file: OutputFile, companion: bool) -> Output:
         async with self._turn:
-            body = await self._retry(lambda: client.view(file))
+            body = await self._retry(lambda: client.view(file, companion=companion))
             wanted, quality = str(spec.parameters.get("output_format", "png")), int(spec.parameters.get("quality", 90))
             if wanted == "png" and body.startswith(_PNG_SIGNATURE):
                 picture = convert(body, file.filename, wanted, quality)

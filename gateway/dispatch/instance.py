@@ -9,7 +9,8 @@ import logging
 
 import aiohttp
 
-from gateway.comfy.client import ComfyClient
+from gateway.comfy.client import ComfyClient, OutputFile
+from gateway.comfy.companion import SAVE_NODE
 from gateway.comfy.socket import InstanceSocket
 from gateway.dispatch.breaker import Breaker
 from gateway.dispatch.fleet import InstanceView
@@ -40,12 +41,18 @@ class Instance:
         self.held: set[str] = set()  # jobs of this process that hold a slot
         self.load = Load(0, None, frozenset())  # over all processes, as of the last look
         self._to_forget: list[str] = []
+        self._to_remove: list[OutputFile] = []
         self._facts = InstanceFacts(id=self.id, url=url, state="down", slots=slots)
         self._loras: dict[str, Lora] = {}
 
     @property
     def is_usable(self) -> bool:
         return self.socket.is_connected and self.catalog is not None
+
+    @property
+    def has_companion(self) -> bool:
+        """Whether our extension is installed there."""
+        return self.catalog is not None and SAVE_NODE in self.catalog
 
     @property
     def may_take_more(self) -> bool:
@@ -63,9 +70,11 @@ class Instance:
             catalog=self.catalog,
         )
 
-    def forget_soon(self, prompt_id: str) -> None:
-        """The prompt's outputs are stored: its history entry there is of no more use. Sent in batches."""
+    def forget_soon(self, prompt_id: str, files: list[OutputFile]) -> None:
+        """The prompt's outputs are stored: its history entry and files there are of no more use. Sent in batches."""
         self._to_forget.append(prompt_id)
+        if self.has_companion:
+            self._to_remove += files
 
     async def watch(self, registry: InstanceRegistry, loras: LoraRegistry, on_usable: asyncio.Event) -> None:
         """Refresh and publish for ever. `on_usable` is set when the instance comes (back) into use."""
@@ -125,6 +134,9 @@ class Instance:
         if self._to_forget:
             batch, self._to_forget = self._to_forget[:500], self._to_forget[500:]
             await self.client.delete_history(batch)
+        if self._to_remove:
+            files, self._to_remove = self._to_remove[:500], self._to_remove[500:]
+            await self.client.remove_outputs(files)
 
     def _state(self) -> str:
         if not self.is_usable:
