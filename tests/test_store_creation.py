@@ -121,10 +121,12 @@ async def test_when_the_first_fails_its_twins_try_one_at_a_time(store: JobStore,
     else:
         await store.cancel("first")
     assert await line(store) == ["second"]
+    newcomer = await store.create(make_spec("fourth", cache_key="same"), GRAPH, reuse=True)
+    assert newcomer.outcome == "following", "the second is the one to wait for now"
     taken = await take(store, "second")
     assert taken.cached_in is None
     await finish(store, taken)
-    assert await line(store) == ["third"]
+    assert await line(store) == ["third", "fourth"]
 
 
 async def test_a_twin_can_be_canceled_while_it_follows(store: JobStore) -> None:
