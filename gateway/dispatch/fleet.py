@@ -1,17 +1,29 @@
-"""Which job goes to which instance next: a pure function over a snapshot. It knows no network, no clock and no Redis."""
+"""Which job goes to which instance next: a pure function over a snapshot. It knows no network, no clock and no Redis.
+
+The rules and the numbers behind them stand in docs/decisions/006-placement.md; `python -m bench.fleet` measures them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from gateway.instances import Catalog
 from gateway.jobs.model import Needs
 
+# A job is overtaken only by jobs that came into sight at most this long after it. Shorter gives loads back, longer only patience.
+OVERTAKE_MS = 180_000
+# A job leaves an idle GPU cold this long, while its base model is at work elsewhere: between what a load takes from RAM and from disk.
+HOLD_MS = 8_000
+# A job that needs another LoRA than the one running leaves the slot behind it to a better match this long.
+HOLD_LORA_MS = 120_000
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A waiting job, as far as its place matters. Candidates come in line order."""
+    """A waiting job, as far as its place matters. Candidates come in line order, which is fair among callers."""
 
     job_id: str
     base_model: str
@@ -19,11 +31,20 @@ class Candidate:
     needs: Needs
     created_ms: int = 0
     avoid: frozenset[str] = frozenset()  # instances that ran out of memory with it
+    seen_ms: int | None = None  # when it first was among the candidates; None: when it was created
+    priority: str = "normal"
+
+    @property
+    def waiting_since_ms(self) -> int:
+        return self.created_ms if self.seen_ms is None else self.seen_ms
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """An instance as placement sees it. `catalog` None: not known yet, so anything may run there."""
+    """An instance as placement sees it. `catalog` None: not known yet, so anything may run there.
+
+    Base model and LoRAs are what the last job placed there will have loaded.
+    """
 
     id: str
     free_slots: int
@@ -50,20 +71,196 @@ def missing(needs: Needs, catalog: Catalog) -> list[str]:
     return lacks
 
 
-def _rank(candidate: Candidate, view: InstanceView) -> tuple[bool, bool, int, str]:
-    """Lower is better: base model loaded there, LoRAs loaded there, emptier."""
-    cold_model = view.base_model != candidate.base_model
-    return cold_model, cold_model or view.lora_files != candidate.lora_files, view.slots_used, view.id
+class _Verdicts:
+    """Remembers which catalogue meets which needs: asked for every pair at every look, answered anew only for what is new.
+
+    Catalogues are told apart by identity, so the known ones are held here until the next look brings others.
+    """
+
+    MOST_ROWS = 512
+
+    def __init__(self) -> None:
+        self._catalogs: dict[int, Catalog] = {}
+        self._rows: OrderedDict[object, dict[int, bool]] = OrderedDict()
+
+    def keep_only(self, catalogs: Iterable[Catalog]) -> None:
+        current = {id(catalog): catalog for catalog in catalogs}
+        if current.keys() != self._catalogs.keys():
+            for row in self._rows.values():
+                for gone in row.keys() - current.keys():
+                    del row[gone]
+        self._catalogs = current
+
+    def row_of(self, needs: Needs) -> dict[int, bool]:
+        key = needs.classes, needs.choices
+        row = self._rows.setdefault(key, {})
+        self._rows.move_to_end(key)
+        if len(self._rows) > self.MOST_ROWS:
+            self._rows.popitem(last=False)
+        return row
+
+
+_verdicts = _Verdicts()
+
+
+class _Kind:
+    """Candidates that are alike for placement, by the first of them in line. `since_ms` is the oldest's."""
+
+    __slots__ = ("_row", "_spared", "base_model", "count", "first", "lora_files", "since_ms")
+
+    def __init__(self, first: Candidate, fleet: _Fleet) -> None:
+        self.first, self.base_model, self.lora_files = first, first.base_model, first.lora_files
+        self.count, self.since_ms = 0, first.waiting_since_ms
+        self._row = _verdicts.row_of(first.needs)
+        # An instance that ran out of memory is good enough when there is no other.
+        self._spared = frozenset[str]() if first.avoid >= fleet.ids else first.avoid
+
+    def may_run_on(self, view: InstanceView) -> bool:
+        if view.id in self._spared:
+            return False
+        if view.catalog is None:
+            return True
+        verdict = self._row.get(id(view.catalog))
+        if verdict is None:
+            verdict = self._row[id(view.catalog)] = not missing(self.first.needs, view.catalog)
+        return verdict
+
+
+class _Fleet:
+    """The instances by what placement asks for: with an idle GPU, or with a free slot behind a running job."""
+
+    def __init__(self, views: Sequence[InstanceView]) -> None:
+        self.ids = frozenset(view.id for view in views)
+        self.copies = Counter(view.base_model for view in views)
+        self.sets = Counter((view.base_model, view.lora_files) for view in views)
+        self.at_work = Counter(view.base_model for view in views if view.slots_used)
+        self.free = [view for view in views if view.free_slots > 0]
+        self.idle = sorted((view for view in self.free if not view.slots_used), key=self.rate_loss)
+        self.behind = [view for view in self.free if view.slots_used]
+
+    def rate_loss(self, view: InstanceView) -> tuple[bool, int, str]:
+        """What the fleet loses when this one loads another base model: nothing, one copy of many, or the last one."""
+        return view.base_model is not None, -self.copies[view.base_model], view.id
+
+
+class _Fence:
+    """Who may pass whom, per instance: the oldest candidate that could run there lets nobody pass who came much later."""
+
+    def __init__(self, line: Sequence[tuple[Candidate, _Kind]], fleet: _Fleet) -> None:
+        self._oldest: dict[str, tuple[Candidate, _Kind]] = {}
+        by_age = sorted(line, key=lambda pair: pair[0].waiting_since_ms)
+        self._newest_ms = by_age[-1][0].waiting_since_ms
+        open_views = fleet.free
+        for candidate, kind in by_age:
+            self._oldest |= {view.id: (candidate, kind) for view in open_views if kind.may_run_on(view)}
+            open_views = [view for view in open_views if view.id not in self._oldest]
+            if not open_views:
+                break
+
+    def lets(self, kind: _Kind, view: InstanceView) -> bool:
+        """Whether the first of a kind may go there: it can run, and passes nobody who waited too long."""
+        if not kind.may_run_on(view):
+            return False
+        return kind.first.waiting_since_ms <= self._oldest[view.id][0].waiting_since_ms + OVERTAKE_MS
+
+    def overdue(self, view: InstanceView) -> tuple[Candidate, _Kind] | None:
+        """The job that stops others here, if it does."""
+        pair = self._oldest.get(view.id)
+        return pair if pair and pair[0].waiting_since_ms + OVERTAKE_MS < self._newest_ms else None
 
 
 def choose(candidates: Sequence[Candidate], views: Sequence[InstanceView], now_ms: int) -> Placement | None:
-    """The first job in line that some free instance can run, on the instance that has most of it loaded."""
-    free = [view for view in views if view.free_slots > 0]
+    """The next job to place and where; None when nothing should move now. Ask again after placing, or after a second."""
+    fleet = _Fleet(views)
+    if not fleet.free:
+        return None
+    _verdicts.keep_only(view.catalog for view in views if view.catalog is not None)
+    group: list[Candidate] = []
+    for _, same in groupby(candidates, key=lambda candidate: candidate.priority):
+        # The line brings higher priorities first; a lower one never makes a higher one wait, however old it is.
+        group += same
+        if placement := _choose_within(group, fleet, now_ms):
+            return placement
+    return None
+
+
+def _choose_within(candidates: Sequence[Candidate], fleet: _Fleet, now_ms: int) -> Placement | None:
+    kinds: dict[object, _Kind] = {}
+    line: list[tuple[Candidate, _Kind]] = []
     for candidate in candidates:
-        able = [view for view in free if view.catalog is None or not missing(candidate.needs, view.catalog)]
-        # An instance that ran out of memory is good enough when there is no other.
-        able = [view for view in able if view.id not in candidate.avoid] or (able if candidate.avoid >= {v.id for v in views} else [])
+        needs = candidate.needs
+        key = candidate.base_model, candidate.lora_files, needs.classes, needs.choices, candidate.avoid
+        kind = kinds.get(key)
+        if kind is None:
+            kind = kinds[key] = _Kind(candidate, fleet)
+        kind.count += 1
+        kind.since_ms = min(kind.since_ms, candidate.waiting_since_ms)
+        line.append((candidate, kind))
+    fence, ordered = _Fence(line, fleet), list(kinds.values())
+    return (
+        _place_overdue(fleet, fence)
+        or _place_warm(ordered, fleet.idle, fleet, fence, now_ms)
+        or _place_cold(ordered, fleet, fence, now_ms)
+        or _place_warm(ordered, fleet.behind, fleet, fence, now_ms)
+    )
+
+
+def _place(candidate: Candidate, view: InstanceView) -> Placement:
+    return Placement(candidate.job_id, view.id, warm=view.base_model == candidate.base_model)
+
+
+def _place_overdue(fleet: _Fleet, fence: _Fence) -> Placement | None:
+    """Passed over too long: it takes the first GPU that falls idle, whatever is loaded there."""
+    for view in fleet.idle:
+        if found := fence.overdue(view):
+            candidate, kind = found
+            able = [other for other in fleet.idle if kind.may_run_on(other)]
+            best = min(able, key=lambda other: (other.base_model != candidate.base_model, len(candidate.lora_files - other.lora_files)))
+            return _place(candidate, best)
+    return None
+
+
+def _place_warm(kinds: Sequence[_Kind], views: Sequence[InstanceView], fleet: _Fleet, fence: _Fence, now_ms: int) -> Placement | None:
+    """Where the base model is loaded: the fewest LoRAs to load; then LoRAs loaded nowhere, of which the most jobs wait; then the line."""
+    shelves: defaultdict[str | None, list[InstanceView]] = defaultdict(list)
+    for view in views:
+        shelves[view.base_model].append(view)
+    ranked: list[tuple[int, bool, int, int]] = []
+    for position, kind in enumerate(kinds):
+        if shelf := shelves.get(kind.base_model):
+            loads = min(len(kind.lora_files - view.lora_files) for view in shelf)
+            ranked.append((loads, loads > 0 and (kind.base_model, kind.lora_files) in fleet.sets, -kind.count, position))
+    for *_, position in sorted(ranked):
+        kind = kinds[position]
+        able = [view for view in shelves[kind.base_model] if _suits(kind, view, now_ms) and fence.lets(kind, view)]
         if able:
-            best = min(able, key=lambda view: _rank(candidate, view))
-            return Placement(candidate.job_id, best.id, warm=best.base_model == candidate.base_model)
+            return _place(kind.first, min(able, key=lambda view: _rate_waste(kind, view, fleet)))
+    return None
+
+
+def _suits(kind: _Kind, view: InstanceView, now_ms: int) -> bool:
+    """A slot behind a running job is in no hurry: a job that has LoRAs to load leaves it to one that has not, for a while."""
+    return not view.slots_used or kind.lora_files <= view.lora_files or now_ms - kind.since_ms >= HOLD_LORA_MS
+
+
+def _rate_waste(kind: _Kind, view: InstanceView, fleet: _Fleet) -> tuple[int, int, int, str]:
+    """LoRAs to load, LoRAs to drop, and then rather where the same set is loaded elsewhere too."""
+    dropped = len(view.lora_files - kind.lora_files)
+    return len(kind.lora_files - view.lora_files), dropped, -fleet.sets[(view.base_model, view.lora_files)], view.id
+
+
+def _place_cold(kinds: Sequence[_Kind], fleet: _Fleet, fence: _Fence, now_ms: int) -> Placement | None:
+    """On an idle GPU only: behind a running job it would push out what the next jobs want, and gain nothing, as a load waits its turn."""
+    if not fleet.idle:
+        return None
+    waiting: Counter[str] = Counter()
+    for kind in kinds:
+        waiting[kind.base_model] += kind.count
+    for kind in kinds:
+        hopeful = waiting[kind.base_model] <= fleet.at_work[kind.base_model]
+        if hopeful and kind.first.priority != "high" and now_ms - kind.since_ms < HOLD_MS:
+            continue
+        for view in fleet.idle:
+            if fence.lets(kind, view):
+                return _place(kind.first, view)
     return None
