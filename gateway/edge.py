@@ -30,7 +30,7 @@ from gateway.telemetry import request_id
 
 log = logging.getLogger("gateway.access")
 
-_REQUEST_ID = re.compile(r"[\w.\-]{1,64}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _BY_STATUS: dict[int, type[FluxgateError]] = {
     error.status: error for error in (BadRequest, Unauthorized, Forbidden, NotFound, Conflict, PayloadTooLarge, UnsupportedMediaType)
 }
@@ -60,19 +60,17 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return _answer(_describe_invalid(error))
 
-    async def on_surprise(_: Request, error: Exception) -> JSONResponse:
-        log.error("unexpected error", exc_info=error)
-        return _answer(FluxgateError("The gateway met something it did not expect; its log says what."))
-
     app.add_exception_handler(FluxgateError, on_own)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(Exception, on_surprise)
 
 
 def _describe_invalid(error: RequestValidationError) -> FluxgateError:
     """The first thing wrong, in full; the rest in `details.parameters`."""
     faults = error.errors()
+    if isinstance(faults[0].get("input"), bytes):
+        # The framework hands a body on unread when its type is not JSON.
+        return UnsupportedMediaType("The body is not declared as JSON.")
     if any(fault["type"] == "json_invalid" for fault in faults):
         return BadRequest("The body is not JSON.", code="invalid_json", details={"reason": str(faults[0].get("ctx", {}).get("error", ""))})
     described = [
@@ -108,11 +106,12 @@ class EdgeMiddleware:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         identity = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         token = request_id.set(identity)
-        started, status = time.perf_counter(), 500
+        started, status, begun = time.perf_counter(), 500, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
+                begun = True
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
             await send(message)
@@ -123,6 +122,11 @@ class EdgeMiddleware:
                 await _answer(self._too_large())(scope, receive, send_with_id)
             else:
                 await self._app(scope, self._limit(receive), send_with_id)
+        except Exception as error:  # boundary: a surprise gets its answer and its log line here, where the request still has an id
+            log.error("unexpected error", exc_info=error)
+            if begun:
+                raise
+            await _answer(FluxgateError("The gateway met something it did not expect; its log says what."))(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - started)
             request_id.reset(token)

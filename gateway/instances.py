@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.redis_client import RedisClient, translate_redis
 
 # Facts that nobody renewed for this long are those of an instance nobody watches any more.
-FACTS_TTL_S = 120
+FACTS_TTL_S = 20
 RECENT_S = 1.0
 
 Catalog = dict[str, dict[str, list[str]]]  # node class -> combo input -> choices
@@ -57,8 +57,9 @@ def reduce_catalog(object_info: dict[str, Any]) -> Catalog:
         sections = info.get("input") or {}
         for section in ("required", "optional"):
             for input_name, declared in (sections.get(section) or {}).items():
-                kind = declared[0] if declared else None
-                if kind == "COMBO" and len(declared) > 1:
+                # What an extension declares in no form of ours is no combo.
+                kind = declared[0] if isinstance(declared, list) and declared else None
+                if kind == "COMBO" and len(declared) > 1 and isinstance(declared[1], dict):
                     kind = declared[1].get("options")
                 if isinstance(kind, list):
                     combos[input_name] = [str(choice) for choice in kind]

@@ -7,9 +7,9 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry  # redis.retry's never awaits, so it never sees an error to retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from gateway.errors import RedisUnavailable
 

@@ -366,3 +366,26 @@ def test_a_wait_that_is_no_number_is_refused_and_makes_no_job(http: httpx.Client
     answer = http.post(GENERATIONS, json=TRIVIAL, headers={"Prefer": prefer})
     assert read_error(answer, 400, "bad_request")["details"]["parameter"] == "Prefer"
     assert [job["id"] for job in http.get(GENERATIONS, params={"limit": 1}).json()["data"]] == [job["id"] for job in before]
+
+
+@pytest.mark.parametrize("prefer", ["wait=²", "wait=" + "9" * 5000])
+def test_a_wait_of_odd_digits_is_refused(http: httpx.Client, prefer: str) -> None:
+    answer = http.post(GENERATIONS, json=TRIVIAL, headers=[(b"Prefer", prefer.encode("latin-1"))])
+    assert read_error(answer, 400, "bad_request")["details"]["parameter"] == "Prefer"
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_body_that_is_not_declared_as_json_is_refused(http: httpx.Client, content_type: str) -> None:
+    read_error(
+        http.post(GENERATIONS, content=b'{"workflow": "trivial"}', headers={"Content-Type": content_type}), 415, "unsupported_media_type"
+    )
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "deep"}])
+@pytest.mark.parametrize("name", ["metadata", "prompt", "nonsense"])
+@pytest.mark.parametrize("depth", [66, 200, 300, 900])
+def test_a_body_that_is_too_deep_names_the_field(http: httpx.Client, depth: int, name: str, headers: dict[str, str]) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    body = f'{{"workflow": "trivial", "{name}": {nested}}}'.encode()
+    answer = http.post(GENERATIONS, content=body, headers={**JSON, **headers})
+    assert name in read_error(answer, 422, "invalid_parameter")["message"]

@@ -23,7 +23,7 @@ from gateway.dispatch.progress import ProgressTracker
 from gateway.dispatch.prompt import DeadlinePassed, GoneFromInstance, Prompt
 from gateway.errors import InstanceError, InstanceUnreachable, PromptRejected, RedisUnavailable, Unavailable
 from gateway.jobs.model import EventKind, Job, JobError, JobStatus, now_ms
-from gateway.jobs.records import Claim, EventDraft, status_event
+from gateway.jobs.records import Claim, EventDraft, output_events, status_event
 from gateway.jobs.store import JobStore
 from gateway.settings import Settings
 
@@ -252,7 +252,7 @@ class Execution:
             return
         metrics = self.job.metrics.model_copy(update={"upload_ms": now_ms() - ended_ms, **await self._measured_load()})
         self.job = self.job.model_copy(update={"outputs": outputs, "metrics": metrics, "progress": self._tracker.completed()})
-        await self._finish(JobStatus.SUCCEEDED, [(EventKind.OUTPUT, "", output.model_dump_json()) for output in outputs])
+        await self._finish(JobStatus.SUCCEEDED, output_events(self.job))
         self._instance.forget_soon(self._prompt.id, files)
 
     async def _measured_load(self) -> dict[str, int]:
@@ -276,7 +276,7 @@ class Execution:
     async def finish_cached(self, job: Job) -> None:
         """End the job with the pictures of an identical one."""
         self.job = job
-        await self._finish(JobStatus.SUCCEEDED, [(EventKind.OUTPUT, "", output.model_dump_json()) for output in job.outputs])
+        await self._finish(JobStatus.SUCCEEDED, output_events(job))
 
     async def _finish(self, status: JobStatus, events: Iterable[EventDraft] = ()) -> None:
         self.job = self.job.model_copy(update={"status": status, "finished_ms": now_ms()})

@@ -76,6 +76,11 @@ def status_event(job: Job) -> EventDraft:
     return EventKind.STATUS, job.status.value, job.model_dump_json()
 
 
+def output_events(job: Job) -> list[EventDraft]:
+    """One event for each stored picture."""
+    return [(EventKind.OUTPUT, "", output.model_dump_json()) for output in job.outputs]
+
+
 def decode_job(fields: Mapping[bytes, bytes]) -> Job:
     record: dict[str, Any] = {"spec": json.loads(fields[b"spec"])}
     for name in _PLAIN_FIELDS:

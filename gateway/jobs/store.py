@@ -23,7 +23,19 @@ from typing import Any
 
 from gateway.errors import TooManyRequests
 from gateway.jobs.model import Job, JobError, JobSpec, JobStatus, now_ms
-from gateway.jobs.records import Admitted, Claim, EventDraft, IdempotencyKey, Limits, Load, decode_job, encode_fields, pair_up, status_event
+from gateway.jobs.records import (
+    Admitted,
+    Claim,
+    EventDraft,
+    IdempotencyKey,
+    Limits,
+    Load,
+    decode_job,
+    encode_fields,
+    output_events,
+    pair_up,
+    status_event,
+)
 from gateway.redis_client import RedisClient, translate_redis
 
 IDEMPOTENCY_TTL_S = 24 * 3600
@@ -86,8 +98,9 @@ class JobStore:
         answer = await self._create_finished(
             args=[
                 *(self._now(), job.id, job.spec.caller, job.spec.created_ms, job.spec.model_dump_json(), graph, outputs),
-                *(status_event(job)[2], self._ttl_s),
+                self._ttl_s,
                 *self._idempotency_args(key),
+                *(part for draft in (*output_events(job), status_event(job)) for part in draft),
             ]
         )
         return self._admitted(job.spec, [part.decode() for part in answer], key)

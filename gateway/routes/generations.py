@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from comfy_workflows.workflow import Workflow
 from gateway.admission import Wish
@@ -32,6 +33,20 @@ router = APIRouter(prefix="/v1", tags=["generations"])
 MAX_WAIT_S = 60
 MAX_METADATA_BYTES = 16_384
 MAX_KEY_LENGTH = 255
+# pydantic writes about 250 levels and reads about 200: what is stored must be read again, two levels further down.
+MAX_DEPTH = 64
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects stand inside one another more than `levels` deep. Without recursion: the value is a stranger's."""
+    layer = [value]
+    for _ in range(levels):
+        layer = [
+            part for whole in layer if isinstance(whole, dict | list) for part in (whole.values() if isinstance(whole, dict) else whole)
+        ]
+        if not layer:
+            return False
+    return any(isinstance(part, dict | list) for part in layer)
 
 
 class GatewayFields(BaseModel):
@@ -43,6 +58,14 @@ class GatewayFields(BaseModel):
     priority: Priority = Field("normal", description="Order among your own and others' waiting jobs.")
     cache: Literal["use", "refresh", "off"] = Field("use", description="Whether an identical earlier job may answer.")
     timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds the job may take once an instance has it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_depth(cls, body: Any) -> Any:
+        for name, value in body.items() if isinstance(body, dict) else ():
+            if is_deeper(value, MAX_DEPTH):
+                raise ValueError(f"{name[:64]!r} is nested more than {MAX_DEPTH} levels deep")
+        return body
 
     @field_validator("metadata")
     @classmethod
@@ -91,7 +114,8 @@ def _parse_wait(prefer: str | None) -> float:
     for part in (prefer or "").replace(";", ",").split(","):
         name, _, value = part.strip().partition("=")
         if name.lower() == "wait":
-            if not value.strip().isdigit():
+            # isdigit() is true for "²" as well, and Python reads no more than 4300 digits.
+            if not re.fullmatch(r"[0-9]{1,9}", value.strip()):
                 raise BadRequest(
                     "Prefer: wait needs whole seconds.", details={"parameter": "Prefer", "value": part, "allowed": "wait=0 to 60"}
                 )

@@ -1,19 +1,19 @@
--- now, id, caller, created_ms, spec, graph, outputs as JSON, event, ttl_s, idempotency key, body hash, idempotency ttl_s
+-- now, id, caller, created_ms, spec, graph, outputs as JSON, ttl_s, idempotency key, body hash, idempotency ttl_s, (kind, status, data)*
 --   ->  {'created'} · {'replay', body hash, job id}
 -- A job answered from the cache: it is over when it begins.
 local now, id, caller = clock(ARGV[1]), ARGV[2], ARGV[3]
 local key = job_key(id)
 if redis.call('EXISTS', key) == 1 then return {'created'} end
-if ARGV[10] ~= '' then
-  local known = redis.call('HMGET', ARGV[10], 'hash', 'job')
+if ARGV[9] ~= '' then
+  local known = redis.call('HMGET', ARGV[9], 'hash', 'job')
   if known[1] then return {'replay', known[1], known[2]} end
-  redis.call('HSET', ARGV[10], 'hash', ARGV[11], 'job', id)
-  redis.call('EXPIRE', ARGV[10], ARGV[12])
+  redis.call('HSET', ARGV[9], 'hash', ARGV[10], 'job', id)
+  redis.call('EXPIRE', ARGV[9], ARGV[11])
 end
 redis.call('HSET', key, 'spec', ARGV[5], 'status', 'succeeded', 'caller', caller, 'cached', 'true', 'outputs', ARGV[7], 'attempts', 0, 'revision', 0)
 redis.call('SET', 'fluxgate:graph:' .. id, ARGV[6])
 redis.call('ZADD', 'fluxgate:jobs', ARGV[4], id)
 redis.call('ZADD', 'fluxgate:jobs:' .. caller, ARGV[4], id)
-emit(id, 'status', 'succeeded', ARGV[8], true)
-close(id, now, ARGV[9], false)
+for i = 12, #ARGV, 3 do emit(id, ARGV[i], ARGV[i + 1], ARGV[i + 2], true) end
+close(id, now, ARGV[8], false)
 return {'created'}
