@@ -1,0 +1,117 @@
+"""What placement never does and always does, whatever its taste: rules over any fleet and any line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.dispatch.fleet import Candidate, InstanceView, Placement, choose, missing
+from gateway.instances import Catalog
+from gateway.jobs.model import Needs
+
+# Long after every candidate came: no patience is left.
+LATER_MS = 10**9
+
+DEV: Catalog = {"KSampler": {"sampler_name": ["euler", "dpm"]}, "UNETLoader": {"unet_name": ["dev.safetensors"]}}
+SCHNELL: Catalog = {"KSampler": {"sampler_name": ["euler"]}, "UNETLoader": {"unet_name": ["schnell.safetensors"]}}
+NEEDS_DEV = Needs(classes=("KSampler", "UNETLoader"), choices=(("UNETLoader", "unet_name", "dev.safetensors"),))
+
+
+def waiting(job_id: str, base_model: str = "dev", **fields: Any) -> Candidate:
+    given: dict[str, Any] = {"job_id": job_id, "base_model": base_model, "lora_files": frozenset(), "needs": NEEDS_DEV}
+    return Candidate(**(given | fields))
+
+
+def instance(name: str, base_model: str | None = None, **fields: Any) -> InstanceView:
+    given: dict[str, Any] = {"id": name, "free_slots": 2, "slots_used": 0, "base_model": base_model, "lora_files": frozenset()}
+    return InstanceView(**(given | {"catalog": DEV} | fields))
+
+
+def test_what_is_missing_is_said_in_words() -> None:
+    assert missing(NEEDS_DEV, DEV) == []
+    assert missing(NEEDS_DEV, SCHNELL) == ["UNETLoader.unet_name = dev.safetensors"]
+    assert missing(NEEDS_DEV, {}) == ["node class KSampler", "node class UNETLoader"]
+
+
+def test_text_that_is_no_choice_is_not_missing() -> None:
+    assert missing(Needs(classes=("KSampler",), choices=(("KSampler", "note", "anything"),)), DEV) == []
+
+
+def test_nothing_to_place_or_nowhere_to_place_it() -> None:
+    assert choose([], [instance("a")], LATER_MS) is None
+    assert choose([waiting("one")], [], LATER_MS) is None
+    assert choose([waiting("one")], [instance("a", free_slots=0, slots_used=2)], LATER_MS) is None
+    assert choose([waiting("one")], [instance("a", catalog=SCHNELL)], LATER_MS) is None
+
+
+def test_a_warm_instance_is_preferred_to_a_cold_one() -> None:
+    fleet = [instance("a"), instance("b", "dev"), instance("c", "schnell")]
+    assert choose([waiting("one")], fleet, LATER_MS) == Placement("one", "b", warm=True)
+
+
+def test_the_loras_decide_between_warm_instances() -> None:
+    styled = frozenset({"style.safetensors"})
+    fleet = [instance("a", "dev"), instance("b", "dev", lora_files=styled)]
+    placed = choose([waiting("one", lora_files=styled)], fleet, LATER_MS)
+    assert placed is not None
+    assert placed.instance == "b"
+
+
+def test_a_cold_start_is_said() -> None:
+    assert choose([waiting("one")], [instance("a", "schnell")], LATER_MS) == Placement("one", "a", warm=False)
+
+
+def test_an_unknown_catalogue_may_hold_anything() -> None:
+    assert choose([waiting("one")], [instance("a", catalog=None)], LATER_MS) == Placement("one", "a", warm=False)
+
+
+def test_a_job_nobody_can_run_does_not_block_the_line() -> None:
+    line = [waiting("stuck", needs=Needs(classes=("Missing",))), waiting("next")]
+    placed = choose(line, [instance("a", "dev")], LATER_MS)
+    assert placed is not None
+    assert placed.job_id == "next"
+
+
+def test_where_memory_ran_out_is_avoided_unless_there_is_no_other() -> None:
+    burnt = waiting("one", avoid=frozenset({"a"}))
+    placed = choose([burnt], [instance("a", "dev"), instance("b")], LATER_MS)
+    assert placed is not None
+    assert placed.instance == "b"
+    assert choose([burnt], [instance("a", "dev")], LATER_MS) == Placement("one", "a", warm=True)
+
+
+_catalogs = st.sampled_from([DEV, SCHNELL, None])
+_views = st.builds(
+    lambda used, slots, base_model, catalog: (max(0, slots - used), used, base_model, catalog),
+    st.integers(0, 2),
+    st.integers(1, 2),
+    st.sampled_from([None, "dev", "schnell"]),
+    _catalogs,
+)
+_needs = st.sampled_from([NEEDS_DEV, Needs(), Needs(classes=("Missing",))])
+
+
+@given(st.lists(_views, max_size=5), st.lists(st.tuples(st.sampled_from(["dev", "schnell"]), _needs), max_size=8), st.integers(0, LATER_MS))
+def test_a_job_goes_only_where_there_is_room_and_all_it_needs(
+    views: list[tuple[int, int, str | None, Catalog | None]], jobs: list[tuple[str, Needs]], now_ms: int
+) -> None:
+    fleet = {
+        f"i{n}": instance(f"i{n}", base_model, free_slots=free, slots_used=used, catalog=catalog)
+        for n, (free, used, base_model, catalog) in enumerate(views)
+    }
+    line = {f"j{n}": waiting(f"j{n}", base_model, needs=needs) for n, (base_model, needs) in enumerate(jobs)}
+    placed = choose(list(line.values()), list(fleet.values()), now_ms)
+    fits = {
+        (job.job_id, view.id)
+        for job in line.values()
+        for view in fleet.values()
+        if view.free_slots > 0 and (view.catalog is None or not missing(job.needs, view.catalog))
+    }
+    if placed is not None:
+        assert (placed.job_id, placed.instance) in fits
+        assert placed.warm == (fleet[placed.instance].base_model == line[placed.job_id].base_model)
+    elif now_ms == LATER_MS:
+        assert not fits, "no patience is left, and still something was not placed"
+    assert placed == choose(list(line.values()), list(fleet.values()), now_ms), "the same question has the same answer"
