@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 
 class _Wire(BaseModel):
@@ -21,8 +21,8 @@ class ExecutingData(PromptData):
 
 
 class ProgressData(PromptData):
-    value: float
-    max: float
+    value: FiniteFloat  # Python's JSON knows NaN, and a node may divide by nothing
+    max: FiniteFloat
     node: str | None = None
 
 

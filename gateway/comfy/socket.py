@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 Listener = Callable[[Message | Preview], None]
 
 PING_S = 20.0
+# A handshake that is never answered would else last as long as the session allows: 300 s without a usable instance.
+HANDSHAKE_S = 5.0
 # SaveImageWebsocket sends a whole picture as one frame; 7.7 MB was seen, aiohttp's default of 4 MiB would cut the socket.
 MAX_FRAME_BYTES = 256 << 20
 FEATURE_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
@@ -64,9 +66,11 @@ class InstanceSocket:
         while True:
             client_id = uuid.uuid4().hex
             try:
-                async with self._session.ws_connect(
-                    self._url, params={"clientId": client_id}, heartbeat=PING_S, max_msg_size=MAX_FRAME_BYTES, compress=0
-                ) as socket:
+                async with asyncio.timeout(HANDSHAKE_S):
+                    socket = await self._session.ws_connect(
+                        self._url, params={"clientId": client_id}, heartbeat=PING_S, max_msg_size=MAX_FRAME_BYTES, compress=0
+                    )
+                async with socket:
                     await socket.send_json(FEATURE_FLAGS)
                     self.client_id, pause_s = client_id, 0.1
                     self.connections += 1
