@@ -40,6 +40,16 @@ def read_cpu_s(pid: int) -> float | None:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def read_busy_s() -> float | None:
+    """CPU seconds the whole machine has worked so far, over all cores; None where the system has no /proc."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    # user nice system idle iowait irq softirq steal, in ticks; waiting for a disk is no work.
+    ticks = [int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as needed; the first to the left, the others to the right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]

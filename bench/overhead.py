@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.caller import Caller, check_picture, open_caller
 from bench.deployment import Servers, open_gateway, open_servers
-from bench.measure import format_table, read_cpu_s, summarize
+from bench.measure import format_table, read_busy_s, read_cpu_s, summarize
 from bench.raw import RawClient, load_graph, open_raw_client
 
 SIDES = (64, 1024)
@@ -39,6 +39,8 @@ class Way:
     pids: dict[str, int]
     seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
+    # Cores kept busy by what the bench did not start, by block; a ComfyUI from outside is among it. Near zero is a quiet machine.
+    others: list[float] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=dict)
     parallel_jobs: int = 0
 
@@ -60,13 +62,17 @@ class Way:
                 color %= 1 << 24
                 made.append((color, await self.make(side, color)))
 
-        before, started = self._read_cpu(), time.perf_counter()
+        before, busy_before_s, started = self._read_cpu(), read_busy_s(), time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(CONCURRENCY):
                 group.create_task(work())
-        self.rates.append(jobs / (time.perf_counter() - started))
-        for name, cpu_s in self._read_cpu().items():
-            self.cpu_s[name] = self.cpu_s.get(name, 0.0) + cpu_s - before.get(name, 0.0)
+        elapsed_s, busy_after_s = time.perf_counter() - started, read_busy_s()
+        used = {name: cpu_s - before.get(name, 0.0) for name, cpu_s in self._read_cpu().items()}
+        self.rates.append(jobs / elapsed_s)
+        if busy_before_s is not None and busy_after_s is not None:
+            self.others.append(max(0.0, busy_after_s - busy_before_s - sum(used.values())) / elapsed_s)
+        for name, cpu_s in used.items():
+            self.cpu_s[name] = self.cpu_s.get(name, 0.0) + cpu_s
         self.parallel_jobs += jobs
         await self._verify(side, made)
 
@@ -79,7 +85,7 @@ class Way:
         return {"client": time.process_time(), **{name: cpu_s for name, cpu_s in read.items() if cpu_s is not None}}
 
     def forget(self) -> None:
-        self.seconds, self.rates, self.cpu_s, self.parallel_jobs = [], [], {}, 0
+        self.seconds, self.rates, self.others, self.cpu_s, self.parallel_jobs = [], [], [], {}, 0
 
     @property
     def rate(self) -> float:
@@ -142,7 +148,9 @@ def report(ways: list[Way], side: int) -> str:
     lines = [format_table(header, rows)]
     for way in ways:
         parts = ", ".join(f"{name} {cpu_s / way.parallel_jobs * 1000:.2f}" for name, cpu_s in way.cpu_s.items())
-        lines.append(f"  CPU ms/job, {way.name}: {parts}; jobs/s by block: {', '.join(f'{rate:.0f}' for rate in way.rates)}")
+        blocks = ", ".join(f"{rate:.0f}" for rate in way.rates)
+        busy = ", ".join(f"{cores:.1f}" for cores in way.others)
+        lines.append(f"  {way.name}: CPU ms/job {parts}; jobs/s by block {blocks}; cores busy with other things {busy}")
     return "\n".join(lines)
 
 
