@@ -110,5 +110,6 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 for task in tasks:
                     task.cancel()
     storage.close()
-    await redis.aclose()
+    # A pool that was handed to a client is not closed with it.
+    await redis.aclose(close_connection_pool=True)
     await feed_redis.aclose()

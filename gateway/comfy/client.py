@@ -111,14 +111,16 @@ class _Timing(BaseModel):
 class ComfyClient:
     """One instance's HTTP side. Raises InstanceUnreachable when nothing usable came back."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, session: aiohttp.ClientSession, *, timeout_s: float = 10.0) -> None:
+        """`timeout_s` bounds every answer but a picture, which may take ten times as long while it does not pause."""
         self.url = url
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=5)
+        self._picture_timeout = aiohttp.ClientTimeout(total=timeout_s * 10, connect=5, sock_read=timeout_s)
 
-    async def _request(self, method: str, path: str, **kwargs: Any) -> tuple[int, bytes]:
+    async def _request(self, method: str, path: str, timeout: aiohttp.ClientTimeout | None = None, **kwargs: Any) -> tuple[int, bytes]:
         try:
-            async with self._session.request(method, self.url + path, timeout=self._timeout, **kwargs) as response:
+            async with self._session.request(method, self.url + path, timeout=timeout or self._timeout, **kwargs) as response:
                 return response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise InstanceUnreachable(f"{self.url} did not answer {method} {path}: {error or type(error).__name__}") from error
@@ -162,7 +164,8 @@ class ComfyClient:
 
     async def view(self, file: OutputFile, *, companion: bool = False) -> bytes:
         """The bytes of a saved picture. The companion extension's route waits for a picture that is still being written."""
-        status, body = await self._request("GET", "/fluxgate/view" if companion else "/view", params=file._asdict())
+        path = "/fluxgate/view" if companion else "/view"
+        status, body = await self._request("GET", path, self._picture_timeout, params=file._asdict())
         if status != 200:
             raise OutputMissing(f"{self.url} announced {file.filename!r} but answers {status} for it")
         return body

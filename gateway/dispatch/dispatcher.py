@@ -106,7 +106,8 @@ class Dispatcher:
     def _reconcile(self, group: asyncio.TaskGroup, wanted: dict[str, Member]) -> None:
         for name, member in wanted.items():
             if name not in self._instances:
-                instance = self._instances[name] = Instance(member.url, self._session, self._settings.slots_per_instance)
+                instance = Instance(member.url, self._session, self._settings.slots_per_instance, self._settings.instance_lost_s)
+                self._instances[name] = instance
                 watch = instance.watch(self._registry, self._loras, self._wake)
                 self._watches[name] = [group.create_task(instance.socket.run()), group.create_task(watch)]
             self._instances[name].draining = member.draining

@@ -29,11 +29,12 @@ CATALOG_S = 60.0
 class Instance:
     """Facts are refreshed every few seconds; the socket's state is current."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, slots: int) -> None:
+    def __init__(self, url: str, session: aiohttp.ClientSession, slots: int, lost_s: float = 30.0) -> None:
+        """`lost_s`: after this long without an answer it counts as lost, so one request waits for a third of that."""
         self.id = instance_id(url)
         self.url = url
         self.slots = slots
-        self.client = ComfyClient(url, session)
+        self.client = ComfyClient(url, session, timeout_s=lost_s / 3)
         self.socket = InstanceSocket(url, session)
         self.catalog: Catalog | None = None
         self.breaker = Breaker()

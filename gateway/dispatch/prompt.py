@@ -108,8 +108,9 @@ class Prompt:
         deadline, pause_s = time.monotonic() + self._settings.instance_lost_s, 0.1
         while True:
             try:
-                return await look()
-            except InstanceError as error:
+                async with asyncio.timeout(max(0.05, deadline - time.monotonic())):
+                    return await look()
+            except (InstanceError, TimeoutError) as error:
                 if time.monotonic() > deadline:
                     lost_s = self._settings.instance_lost_s
                     raise InstanceUnreachable(f"{self.instance.id} has not answered for {lost_s:g} s") from error
