@@ -34,6 +34,8 @@ class EventKind(StrEnum):
     PROGRESS = "progress"
     PREVIEW = "preview"  # newest picture of a running step; only for streams that ask
     OUTPUT = "output"
+    SAMPLE = "sample"  # a picture drawn by a training in progress
+    CHECKPOINT = "checkpoint"  # weights a training can go on from
     LOG = "log"
     ERROR = "error"
     RECONNECT = "reconnect"  # this process goes away; come back with Last-Event-ID
@@ -71,6 +73,9 @@ class Progress(_Part):
     step: int | None = None
     steps: int | None = None
     message: str | None = None
+    loss: float | None = None  # trainings only, like the next two
+    learning_rate: float | None = None
+    eta_s: float | None = None
 
 
 class Output(_Part):
@@ -122,7 +127,7 @@ class JobSpec(_Part):
     """What was accepted. Never changes after admission."""
 
     id: str
-    kind: Literal["generation"] = "generation"
+    kind: Literal["generation", "training"] = "generation"
     caller: str
     workflow: str
     workflow_version: str
@@ -153,6 +158,7 @@ class Job(_Part):
     prompt_id: str | None = None
     warm: bool | None = None
     cached: bool = False
+    lora: str | None = None  # what a training published
     attempts: int = 0
     takeovers: int = 0  # times a dispatcher died over it
     avoid: tuple[str, ...] = ()  # instances that ran out of memory with it

@@ -11,7 +11,7 @@ from gateway.errors import Unprocessable
 from gateway.jobs.model import EventKind, Job
 
 _JSON_FIELDS = ("progress", "outputs", "error", "metrics", "warm", "cached", "avoid")
-_PLAIN_FIELDS = ("status", "revision", "instance", "prompt_id", "attempts", "takeovers", "claimed_ms", "started_ms", "finished_ms")
+_PLAIN_FIELDS = ("status", "revision", "instance", "prompt_id", "attempts", "lora", "takeovers", "claimed_ms", "started_ms", "finished_ms")
 
 EventDraft = tuple[EventKind, str, str]  # kind, status (or ""), data as JSON
 

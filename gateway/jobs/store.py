@@ -167,9 +167,12 @@ class JobStore:
     @translate_redis
     async def ids_before(self, caller: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
         """A caller's jobs older than `before` = (created_ms, id), newest first, as such pairs."""
+        return await self._ids_before(f"fluxgate:jobs:{caller}", before, limit)
+
+    async def _ids_before(self, index: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
         highest = "+inf" if before is None else before[0]
         # Jobs of one millisecond share a score: ask for a few more and drop those already seen.
-        entries = await self._redis.zrevrangebyscore(f"fluxgate:jobs:{caller}", highest, "-inf", 0, limit + 64, withscores=True)
+        entries = await self._redis.zrevrangebyscore(index, highest, "-inf", 0, limit + 64, withscores=True)
         pairs = [(int(score), member.decode()) for member, score in entries]
         return [pair for pair in pairs if before is None or pair < before][:limit]
 
@@ -277,6 +280,8 @@ class JobStore:
         }
         if job.error is not None:
             fields["error"] = job.error
+        if job.lora is not None:
+            fields["lora"] = job.lora
         flat = encode_fields(fields)
         drafts = [part for event in (*events, status_event(job)) for part in event]
         answer = await self._finish(

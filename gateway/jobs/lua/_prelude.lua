@@ -9,6 +9,10 @@ end
 local function job_key(id) return 'fluxgate:job:' .. id end
 local function queue_key(priority, caller) return 'fluxgate:queue:' .. priority .. ':' .. caller end
 local function callers_key(priority) return 'fluxgate:callers:' .. priority end
+-- Trainings are leased by workers, generations by dispatchers: neither takes over the other's.
+local function leases_key(id)
+  return redis.call('HGET', job_key(id), 'kind') == 'training' and 'fluxgate:leases:training' or 'fluxgate:leases'
+end
 local function slots_key(instance) return 'fluxgate:slots:' .. instance end
 
 -- The live feed is read by every process; the job's own stream is what replays. Both carry the same id.
@@ -73,7 +77,7 @@ local function close(id, now, ttl_s, succeeded)
   local key = job_key(id)
   local facts = redis.call('HMGET', key, 'instance', 'caller', 'twin')
   if facts[1] then redis.call('SREM', slots_key(facts[1]), id) end
-  redis.call('ZREM', 'fluxgate:leases', id)
+  redis.call('ZREM', leases_key(id), id)
   redis.call('ZREM', 'fluxgate:deadlines', id)
   redis.call('SREM', 'fluxgate:active:' .. facts[2], id)
   redis.call('HDEL', key, 'lease')

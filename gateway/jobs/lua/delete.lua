@@ -6,4 +6,5 @@ if not is_terminal(facts[1]) then return 0 end
 redis.call('DEL', key, 'fluxgate:graph:' .. id, 'fluxgate:events:' .. id)
 redis.call('ZREM', 'fluxgate:jobs', id)
 redis.call('ZREM', 'fluxgate:jobs:' .. facts[2], id)
+redis.call('ZREM', 'fluxgate:trainings:' .. facts[2], id)
 return 1

@@ -12,7 +12,7 @@ if facts[2] then
   emit(id, 'status', 'canceling', ARGV[8], true)
   return 'canceling'
 end
-dequeue(id, facts[4], facts[5])
+if facts[4] then dequeue(id, facts[4], facts[5]) end
 redis.call('HSET', key, 'status', ARGV[5])
 redis.call('HINCRBY', key, 'revision', 1)
 if ARGV[7] ~= '' then

@@ -3,7 +3,7 @@ local now, answers = clock(ARGV[1]), {}
 for i = 3, #ARGV, 2 do
   local facts = redis.call('HMGET', job_key(ARGV[i]), 'lease', 'status')
   if facts[1] == ARGV[i + 1] then
-    redis.call('ZADD', 'fluxgate:leases', now + tonumber(ARGV[2]), ARGV[i])
+    redis.call('ZADD', leases_key(ARGV[i]), now + tonumber(ARGV[2]), ARGV[i])
     answers[#answers + 1] = facts[2]
   else
     answers[#answers + 1] = 'lost'

@@ -1,0 +1,23 @@
+-- now, id, caller, created_ms, spec, event, caller limit, idempotency key, body hash, idempotency ttl_s
+--   ->  {'created'} · {'replay', body hash, job id} · {'caller_full', jobs}
+-- A training stands in the worker's queue, not in the dispatchers'. Its lease starts out as run down: until a worker claims it,
+-- whoever looks for lost trainings sees it, so that a crash between here and that queue forgets nothing.
+local now, id, caller, idempotency = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[8]
+local key = job_key(id)
+if redis.call('EXISTS', key) == 1 then return {'created'} end
+if idempotency ~= '' then
+  local known = redis.call('HMGET', idempotency, 'hash', 'job')
+  if known[1] then return {'replay', known[1], known[2]} end
+end
+local active = redis.call('SCARD', 'fluxgate:active:' .. caller)
+if active >= tonumber(ARGV[7]) then return {'caller_full', active} end
+if idempotency ~= '' then
+  redis.call('HSET', idempotency, 'hash', ARGV[9], 'job', id)
+  redis.call('EXPIRE', idempotency, ARGV[10])
+end
+redis.call('HSET', key, 'spec', ARGV[5], 'kind', 'training', 'status', 'queued', 'caller', caller, 'attempts', 0, 'revision', 0)
+redis.call('ZADD', 'fluxgate:trainings:' .. caller, ARGV[4], id)
+redis.call('SADD', 'fluxgate:active:' .. caller, id)
+redis.call('ZADD', 'fluxgate:leases:training', now, id)
+emit(id, 'status', 'queued', ARGV[6], true)
+return {'created'}

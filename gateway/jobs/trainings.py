@@ -1,0 +1,56 @@
+"""Training jobs in Redis: the same records, events and endings as generations, but leased by trainer workers and queued by RQ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+
+from gateway.errors import TooManyRequests
+from gateway.jobs.model import Job, JobSpec
+from gateway.jobs.records import Admitted, Claim, IdempotencyKey, Limits, decode_job, pair_up, status_event
+from gateway.jobs.store import JobStore
+from gateway.redis_client import RedisClient, translate_redis
+
+
+class TrainingStore(JobStore):
+    """A JobStore that also makes and claims trainings. Updating, finishing, canceling and reading are the same."""
+
+    def __init__(self, redis: RedisClient, *, ttl_s: int, limits: Limits | None = None, clock: Callable[[], int] | None = None) -> None:
+        super().__init__(redis, ttl_s=ttl_s, limits=limits, clock=clock)
+        folder = files("gateway.jobs") / "lua"
+        prelude = (folder / "_prelude.lua").read_text()
+        self._create_training, self._claim_training, self._lost_trainings = (
+            redis.register_script(prelude + (folder / f"{name}.lua").read_text())
+            for name in ("create_training", "claim_training", "lost_trainings")
+        )
+
+    @translate_redis
+    async def create_training(self, spec: JobSpec, *, key: IdempotencyKey | None = None) -> Admitted:
+        """Accept a training. It still has to be put into the worker's queue; one that is not is found by `lost`."""
+        event = status_event(Job(spec=spec))[2]
+        answer = await self._create_training(
+            args=[
+                *(self._now(), spec.id, spec.caller, spec.created_ms, spec.model_dump_json(), event, self._limits.jobs_per_caller),
+                *self._idempotency_args(key),
+            ]
+        )
+        parts = [part.decode() if isinstance(part, bytes) else part for part in answer]
+        if parts[0] == "caller_full":
+            raise TooManyRequests(f"You have {parts[1]} unfinished jobs.", code="too_many_jobs", retry_after_s=60)
+        return self._admitted(spec, parts, key)
+
+    @translate_redis
+    async def claim_training(self, job_id: str, *, lease: str, lease_s: float) -> Claim | None:
+        """The worker's hold on a training; None when it has ended or somebody else works on it."""
+        flat = await self._claim_training(args=[self._now(), job_id, lease, int(lease_s * 1000)])
+        return Claim(decode_job(pair_up(flat)), b"", lease) if flat else None
+
+    @translate_redis
+    async def lost(self, *, pause_s: float, limit: int = 16) -> list[str]:
+        """Trainings that nobody works on: never queued, or their worker died. Each is told to one asker in `pause_s`."""
+        return [job_id.decode() for job_id in await self._lost_trainings(args=[self._now(), int(pause_s * 1000), limit])]
+
+    @translate_redis
+    async def training_ids_before(self, caller: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
+        """A caller's trainings older than `before`, newest first, as (created_ms, id)."""
+        return await self._ids_before(f"fluxgate:trainings:{caller}", before, limit)
