@@ -248,10 +248,13 @@ def write_events() -> str:
     comments, examples = read_comments(), make_examples()
     sections = []
     for kind in EventKind:
-        said = comments[kind] or MEANINGS[kind] or ""
-        meaning = " ".join(said.split())
-        example = json.dumps(examples[kind], indent=1, ensure_ascii=False)
-        sections.append(f"## `{kind}`\n\n{meaning[:1].upper()}{meaning[1:]}\n\n```json\n{example}\n```\n")
+        meaning = " ".join((comments[kind] or MEANINGS.get(kind) or "").split())
+        if not meaning:
+            raise SystemExit(f"{kind!r} says nowhere what it is: put a comment behind it in gateway/jobs/model.py")
+        section = f"## `{kind}`\n\n{meaning[:1].upper()}{meaning[1:]}\n"
+        if kind in examples:
+            section += f"\n```json\n{json.dumps(examples[kind], indent=1, ensure_ascii=False)}\n```\n"
+        sections.append(section)
     return f"""{HEAD}# Events
 
 {" ".join((inspect.getdoc(EventKind) or "").split())}

@@ -52,6 +52,27 @@ class Settings(BaseSettings):
     cache_ttl_s: int = Field(24 * 3600, ge=0, description="Seconds a finished job may answer an identical request; 0 turns that off.")
     upload_tries: int = Field(5, ge=1, description="Times one picture's upload to S3 is tried, with growing pauses.")
 
+    trainer: Literal["simpletuner", "tiny", "off"] = Field(
+        "simpletuner", description="What trains: SimpleTuner, or the small one of `make run`."
+    )
+    simpletuner_python: Path | None = Field(None, description="Interpreter of the environment that SimpleTuner is installed in.")
+    training_dir: Path = Field(Path("training"), description="Folder where the trainer worker keeps data sets, checkpoints and logs.")
+    base_model_paths: dict[str, str] = Field(
+        default_factory=dict,
+        description="JSON: base model -> diffusers folder or Hugging Face repository to train on. Default: the base model's source.",
+    )
+    training_lease_s: float = Field(30.0, gt=0, description="Seconds a claimed training stays its worker's without renewal.")
+    training_timeout_s: float = Field(24 * 3600.0, gt=0, description="Seconds one training may run.")
+    training_stall_s: float = Field(1800.0, gt=0, description="Seconds a training may say nothing before it is stopped.")
+    training_attempts: int = Field(3, ge=1, description="Times a training is taken up again after its worker died.")
+    lora_dir: Path | None = Field(
+        None, description="ComfyUI's models/loras folder as the dispatcher sees it: published LoRAs are put there."
+    )
+    lora_dir_max_bytes: int = Field(50 << 30, ge=0, description="Size of the LoRAs put there above which the least used ones go.")
+    shared_gpu: str | None = Field(
+        None, description="Name of a GPU that trainings and the instances share: they take turns. Empty: they do not."
+    )
+
     default_workflow: str = Field("flux", description="Workflow of a request that names none.")
     default_base_model: str = Field("flux1-dev", description="Base model of a request that names none.")
     workflows_dir: Path | None = Field(None, description="Folder of further workflows, beside those that ship.")
