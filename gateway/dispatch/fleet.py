@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from gateway.instances import Catalog
 from gateway.jobs.model import Needs
 
-# A job is overtaken only by jobs that came into sight at most this long after it. Shorter gives loads back, longer only patience.
-OVERTAKE_MS = 180_000
+# A job is passed only by jobs that came into sight at most this long after it. At half of it twice as many base models are loaded.
+OVERTAKE_MS = 120_000
 # A job leaves an idle GPU cold this long, while its base model is at work elsewhere: between what a load takes from RAM and from disk.
 HOLD_MS = 8_000
-# A job that needs another LoRA than the one running leaves the slot behind it to a better match this long.
-HOLD_LORA_MS = 120_000
+# A job that needs another LoRA than the one running leaves the slot behind it to a better match for as long.
+HOLD_LORA_MS = OVERTAKE_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,11 @@ _verdicts = _Verdicts()
 class _Kind:
     """Candidates that are alike for placement, by the first of them in line. `since_ms` is the oldest's."""
 
-    __slots__ = ("_row", "_spared", "base_model", "count", "first", "lora_files", "since_ms")
+    __slots__ = ("_row", "_spared", "base_model", "count", "first", "lora_files", "position", "since_ms")
 
-    def __init__(self, first: Candidate, fleet: _Fleet) -> None:
+    def __init__(self, first: Candidate, position: int, fleet: _Fleet) -> None:
         self.first, self.base_model, self.lora_files = first, first.base_model, first.lora_files
-        self.count, self.since_ms = 0, first.waiting_since_ms
+        self.position, self.count, self.since_ms = position, 0, first.waiting_since_ms
         self._row = _verdicts.row_of(first.needs)
         # An instance that ran out of memory is good enough when there is no other.
         self._spared = frozenset[str]() if first.avoid >= fleet.ids else first.avoid
@@ -136,7 +136,7 @@ class _Fleet:
         self.at_work = Counter(view.base_model for view in views if view.slots_used)
         self.free = [view for view in views if view.free_slots > 0]
         self.idle = sorted((view for view in self.free if not view.slots_used), key=self.rate_loss)
-        self.behind = [view for view in self.free if view.slots_used]
+        self.behind = sorted((view for view in self.free if view.slots_used), key=self.rate_loss)
 
     def rate_loss(self, view: InstanceView) -> tuple[bool, int, str]:
         """What the fleet loses when this one loads another base model: nothing, one copy of many, or the last one."""
@@ -144,29 +144,30 @@ class _Fleet:
 
 
 class _Fence:
-    """Who may pass whom, per instance: the oldest candidate that could run there lets nobody pass who came much later."""
+    """Who may pass whom. Only a place in line can be passed: what the line itself puts first, for fairness among callers, passes nobody."""
 
-    def __init__(self, line: Sequence[tuple[Candidate, _Kind]], fleet: _Fleet) -> None:
-        self._oldest: dict[str, tuple[Candidate, _Kind]] = {}
-        by_age = sorted(line, key=lambda pair: pair[0].waiting_since_ms)
-        self._newest_ms = by_age[-1][0].waiting_since_ms
-        open_views = fleet.free
-        for candidate, kind in by_age:
-            self._oldest |= {view.id: (candidate, kind) for view in open_views if kind.may_run_on(view)}
-            open_views = [view for view in open_views if view.id not in self._oldest]
-            if not open_views:
-                break
+    def __init__(self, line: Sequence[tuple[Candidate, _Kind]]) -> None:
+        self._line = line
+        since = [candidate.waiting_since_ms for candidate, _ in line]
+        self._oldest_until = list(accumulate(since, min))
+        newest_from = list(accumulate(reversed(since), max))[::-1]
+        self._overdue = [
+            pair for pair, since_ms, newest_ms in zip(line, since, newest_from, strict=True) if since_ms + OVERTAKE_MS < newest_ms
+        ]
 
     def lets(self, kind: _Kind, view: InstanceView) -> bool:
-        """Whether the first of a kind may go there: it can run, and passes nobody who waited too long."""
+        """Whether the first of a kind may go there: it can run, and passes nobody there who came much earlier."""
         if not kind.may_run_on(view):
             return False
-        return kind.first.waiting_since_ms <= self._oldest[view.id][0].waiting_since_ms + OVERTAKE_MS
+        limit_ms = kind.first.waiting_since_ms - OVERTAKE_MS
+        if self._oldest_until[kind.position] >= limit_ms:
+            return True
+        ahead = self._line[: kind.position]
+        return not any(candidate.waiting_since_ms < limit_ms and other.may_run_on(view) for candidate, other in ahead)
 
-    def overdue(self, view: InstanceView) -> tuple[Candidate, _Kind] | None:
-        """The job that stops others here, if it does."""
-        pair = self._oldest.get(view.id)
-        return pair if pair and pair[0].waiting_since_ms + OVERTAKE_MS < self._newest_ms else None
+    def find_overdue(self, view: InstanceView) -> tuple[Candidate, _Kind] | None:
+        """The first in line that has been passed here for as long as is allowed."""
+        return next((pair for pair in self._overdue if pair[1].may_run_on(view)), None)
 
 
 def choose(candidates: Sequence[Candidate], views: Sequence[InstanceView], now_ms: int) -> Placement | None:
@@ -187,21 +188,21 @@ def choose(candidates: Sequence[Candidate], views: Sequence[InstanceView], now_m
 def _choose_within(candidates: Sequence[Candidate], fleet: _Fleet, now_ms: int) -> Placement | None:
     kinds: dict[object, _Kind] = {}
     line: list[tuple[Candidate, _Kind]] = []
-    for candidate in candidates:
+    for position, candidate in enumerate(candidates):
         needs = candidate.needs
         key = candidate.base_model, candidate.lora_files, needs.classes, needs.choices, candidate.avoid
         kind = kinds.get(key)
         if kind is None:
-            kind = kinds[key] = _Kind(candidate, fleet)
+            kind = kinds[key] = _Kind(candidate, position, fleet)
         kind.count += 1
         kind.since_ms = min(kind.since_ms, candidate.waiting_since_ms)
         line.append((candidate, kind))
-    fence, ordered = _Fence(line, fleet), list(kinds.values())
+    fence, ordered = _Fence(line), list(kinds.values())
     return (
         _place_overdue(fleet, fence)
         or _place_warm(ordered, fleet.idle, fleet, fence, now_ms)
         or _place_cold(ordered, fleet, fence, now_ms)
-        or _place_warm(ordered, fleet.behind, fleet, fence, now_ms)
+        or _place_warm(ordered, _spare(fleet, fence), fleet, fence, now_ms)
     )
 
 
@@ -210,14 +211,32 @@ def _place(candidate: Candidate, view: InstanceView) -> Placement:
 
 
 def _place_overdue(fleet: _Fleet, fence: _Fence) -> Placement | None:
-    """Passed over too long: it takes the first GPU that falls idle, whatever is loaded there."""
-    for view in fleet.idle:
-        if found := fence.overdue(view):
+    """Passed for too long: it takes the first GPU that falls idle, whatever is loaded there, or the first slot behind its base model."""
+    for view in (*fleet.idle, *fleet.behind):
+        if found := fence.find_overdue(view):
             candidate, kind = found
-            able = [other for other in fleet.idle if kind.may_run_on(other)]
-            best = min(able, key=lambda other: (other.base_model != candidate.base_model, len(candidate.lora_files - other.lora_files)))
-            return _place(candidate, best)
+            able = [other for other in fleet.free if kind.may_run_on(other) and _is_soon(candidate, other)]
+            if able:
+                return _place(candidate, min(able, key=lambda other: _rate_delay(candidate, other, fleet)))
     return None
+
+
+def _is_soon(candidate: Candidate, view: InstanceView) -> bool:
+    return not view.slots_used or view.base_model == candidate.base_model
+
+
+def _rate_delay(candidate: Candidate, view: InstanceView, fleet: _Fleet) -> tuple[int, bool, int, tuple[bool, int, str]]:
+    """Behind a running job is later than any load; then the base model, then its LoRAs."""
+    loads = len(candidate.lora_files - view.lora_files)
+    return view.slots_used, view.base_model != candidate.base_model, loads, fleet.rate_loss(view)
+
+
+def _spare(fleet: _Fleet, fence: _Fence) -> list[InstanceView]:
+    """The slots to fill behind running jobs: all but one where a job that was passed for too long shall soon find an idle GPU."""
+    for view in fleet.behind:
+        if fence.find_overdue(view):
+            return [other for other in fleet.behind if other is not view]
+    return fleet.behind
 
 
 def _place_warm(kinds: Sequence[_Kind], views: Sequence[InstanceView], fleet: _Fleet, fence: _Fence, now_ms: int) -> Placement | None:
