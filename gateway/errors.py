@@ -128,13 +128,13 @@ class InstanceUnreachable(InstanceError):
 
 
 class PromptRejected(InstanceError):
-    """ComfyUI refused the graph. `node_errors` is its own report, by node id."""
+    """ComfyUI refused the graph. `node_errors` is its own report, by node id; `rest_is_queued` when it runs the other branches."""
 
     code = "graph_rejected"
 
-    def __init__(self, message: str, *, node_errors: dict[str, Any] | None = None) -> None:
+    def __init__(self, message: str, *, node_errors: dict[str, Any] | None = None, rest_is_queued: bool = False) -> None:
         super().__init__(message)
-        self.node_errors = node_errors or {}
+        self.node_errors, self.rest_is_queued = node_errors or {}, rest_is_queued
 
 
 class OutputMissing(InstanceError):

@@ -61,6 +61,11 @@ class HistoryEntry(BaseModel):
         return None
 
     @property
+    def has_succeeded(self) -> bool:
+        """It says so itself; entries of very old versions say nothing."""
+        return self.status is not None and self.status.status_str == "success"
+
+    @property
     def was_interrupted(self) -> bool:
         return bool(
             self.status
@@ -149,7 +154,7 @@ class ComfyClient:
             message = answer.error.message if answer.error else "a branch of the graph was refused"
             if answer.error and answer.error.details:
                 message = f"{message} ({answer.error.details})"
-            raise PromptRejected(message, node_errors=answer.node_errors)
+            raise PromptRejected(message, node_errors=answer.node_errors, rest_is_queued=status == 200)
         raise InstanceError(f"{self.url} answered {status} to POST /prompt")
 
     async def queue(self) -> QueueState:

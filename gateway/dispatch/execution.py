@@ -118,10 +118,7 @@ class Execution:
 
     async def _prompt_away(self) -> None:
         """A job that is given up must not go on running."""
-        try:
-            await self._instance.client.drop(self._prompt.id)
-        except InstanceError as error:
-            log.info("prompt not dropped", extra={"error": error.message})
+        await self._prompt.stop_on_instance()
 
     # -- messages ----------------------------------------------------------------------------------------------
 
@@ -208,7 +205,7 @@ class Execution:
         self._on_slot_free()
         if entry is None or entry.was_interrupted:
             await self._end_stopped()
-        elif (error := entry.error or self._node_error) is not None:
+        elif not entry.has_succeeded and (error := entry.error or self._node_error) is not None:
             await self._end_failed(error)
         else:
             await self._succeed(entry, ended_ms)

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
 # A PNG header is signature (8), chunk length and name (8), width and height (u32 each).
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Its last chunk, with its checksum: a file without it is cut short, or still being written.
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,16 @@ def convert(body: bytes, name: str, output_format: str, quality: int) -> Picture
     Raises OutputMissing when the bytes are not the picture they claim to be.
     """
     if body.startswith(_PNG_SIGNATURE) and output_format == "png":
+        if _PNG_END not in body[-1024:]:
+            raise OutputMissing(f"{name!r} is cut short after {len(body)} bytes")
         return Picture(body, "png", int.from_bytes(body[16:20], "big"), int.from_bytes(body[20:24], "big"))
     extension = name.rpartition(".")[2].lower()
     if extension in ("mp4", "webm"):
         return Picture(body, extension, None, None)
     try:
         with Image.open(io.BytesIO(body)) as image:
+            # Opening reads the header alone; what is cut short shows here.
+            image.load()
             if (image.format or "").lower() == output_format or getattr(image, "is_animated", False):
                 return Picture(body, (image.format or extension).lower(), *image.size)
             target = io.BytesIO()
@@ -76,12 +82,7 @@ class Ingest:
 
     async def _store_one(self, client: ComfyClient, spec: JobSpec, index: int, file: OutputFile, companion: bool) -> Output:
         async with self._turn:
-            body = await self._retry(lambda: client.view(file, companion=companion))
-            wanted, quality = str(spec.parameters.get("output_format", "png")), int(spec.parameters.get("quality", 90))
-            if wanted == "png" and body.startswith(_PNG_SIGNATURE):
-                picture = convert(body, file.filename, wanted, quality)
-            else:
-                picture = await asyncio.to_thread(convert, body, file.filename, wanted, quality)
+            picture = await self._retry(lambda: self._fetch(client, spec, file, companion))
             key = f"generations/{spec.id}/{index}.{picture.extension}"
             content_type = _TYPES.get(picture.extension, "application/octet-stream")
             await self._retry(lambda: self._storage.put(key, picture.body, content_type))
@@ -94,6 +95,14 @@ class Ingest:
             width=picture.width,
             height=picture.height,
         )
+
+    async def _fetch(self, client: ComfyClient, spec: JobSpec, file: OutputFile, companion: bool) -> Picture:
+        """The picture as it will be stored. One that comes broken is as good as none: it is fetched again."""
+        body = await client.view(file, companion=companion)
+        wanted, quality = str(spec.parameters.get("output_format", "png")), int(spec.parameters.get("quality", 90))
+        if wanted == "png" and body.startswith(_PNG_SIGNATURE):
+            return convert(body, file.filename, wanted, quality)
+        return await asyncio.to_thread(convert, body, file.filename, wanted, quality)
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
         pause_s = 0.2

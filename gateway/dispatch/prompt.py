@@ -68,7 +68,12 @@ class Prompt:
             if not resumed:
                 if self.stop_wanted:
                     return None
-                await self._submit()
+                try:
+                    await self._submit()
+                except PromptRejected as rejection:
+                    if rejection.rest_is_queued:
+                        await self._stop_rest(deadline)
+                    raise
             elif not await self._is_known():
                 if self.stop_wanted:
                     return None
@@ -94,6 +99,12 @@ class Prompt:
             # It may have been taken all the same (a 500, a lost answer): only its absence permits another try.
             if not await self._is_known():
                 raise GoneFromInstance from None
+
+    async def _stop_rest(self, deadline: float) -> None:
+        """A branch of the graph was refused, the others were queued: they must not cost a GPU its time."""
+        self.stop_wanted = True
+        with suppress(GoneFromInstance, InstanceUnreachable, DeadlinePassed):
+            await self._wait_for_end(deadline)
 
     async def _is_known(self) -> bool:
         client = self.instance.client
@@ -129,7 +140,7 @@ class Prompt:
             if passed is None and not self._has_ended:
                 passed = self._check_deadlines(deadline)
             if self.stop_wanted and not self._has_ended:
-                await self._stop_on_instance()
+                await self.stop_on_instance()
             known, entry = await self._patiently(self._look)
             if passed is not None and (entry is not None or not known):
                 raise passed
@@ -173,7 +184,7 @@ class Prompt:
         entry = await client.history(self.id)
         return entry is not None, entry
 
-    async def _stop_on_instance(self) -> None:
+    async def stop_on_instance(self) -> None:
         """Out of the queue if it waits; interrupted if it is the one that runs, which is asked first: older ComfyUIs ignore the id."""
         client = self.instance.client
         try:
