@@ -277,7 +277,8 @@ def read_openapi() -> dict[str, Any]:
 def write_routes() -> str:
     tables: dict[str, list[tuple[str, ...]]] = {}
     for path, operations in read_openapi()["paths"].items():
-        for method, operation in operations.items():
+        # The methods of one function come in any order.
+        for method, operation in sorted(operations.items()):
             said = operation.get("description") or operation.get("summary", "")
             given = ", ".join(f"`{each['name']}`" for each in operation.get("parameters", []) if each["in"] != "path")
             row = (f"`{method.upper()}`", f"`{path}`", said.split("\n\n")[0], given)
