@@ -84,9 +84,10 @@ class LogReader:
 
     def _add(self, raw: bytes, lines: list[str], *, is_overwritten: bool) -> None:
         line = ESCAPES.sub("", raw.decode(errors="replace"))[:LONGEST_LINE].rstrip()
-        was_overwritten, self._overwritten = self._overwritten, is_overwritten
         if not line:
+            self._overwritten = self._overwritten and is_overwritten
             return
+        was_overwritten, self._overwritten = self._overwritten, is_overwritten
         line = hide_secrets(line, self._secrets)
         lines.append(line)
         if NOISE.search(line):

@@ -214,8 +214,8 @@ def choose_environment(config: TrainingConfig, paths: Paths) -> dict[str, str]:
         "SIMPLETUNER_LOG_LEVEL": "INFO",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if Path(config.base_path).is_dir():
-        # Everything is in the folder; without this it asks the network first, and waits where there is none.
+    if Path(config.base_path).is_absolute() or Path(config.base_path).is_dir():
+        # Everything is in the folder, or nowhere; without this it asks the network, and waits where there is none.
         env |= dict.fromkeys(OFFLINE_NAMES, "1")
     return env
 
