@@ -79,6 +79,12 @@ def test_video_families_get_a_video_data_set(tmp_path: Path, family: str, name: 
     assert "flux_guidance_mode" not in config
 
 
+@pytest.mark.parametrize(("family", "offline"), [("flux1", "1"), ("wan", "1"), ("hunyuanvideo", None)])
+def test_a_model_in_a_folder_needs_no_network_unless_its_family_fetches_parts(tmp_path: Path, family: str, offline: str | None) -> None:
+    launch, _, _ = prepare(tmp_path, family=family, base_path=str(tmp_path))
+    assert launch.env.get("HF_HUB_OFFLINE") == offline
+
+
 def test_a_chosen_flavour_is_kept(tmp_path: Path) -> None:
     assert prepare(tmp_path, family="wan", base_path="x/y", flavour="i2v-14b-2.2-high")[1]["model_flavour"] == "i2v-14b-2.2-high"
     assert prepare(tmp_path, family="flux1", base_path="x/y", flavour="schnell")[1]["flux_fast_schedule"] is True

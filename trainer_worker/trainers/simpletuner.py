@@ -22,6 +22,8 @@ FIRST_FLAVOURS = {"flux1": "dev", "tinyflux": "dev", "wan": "t2v-480p-1.3b-2.1",
 # int8 and int4 by quanto, which the measured memory figures are for; NF4 needs bitsandbytes and a GPU.
 PRECISIONS = {"bf16": "no_change", "int8": "int8-quanto", "int4": "int4-quanto", "nf4": "nf4-bnb", "fp8": "fp8-quanto"}
 OFFLINE_NAMES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+# Its picture codec and text encoders come from repositories of their own, whatever the base is.
+FETCHING_FAMILIES = ("hunyuanvideo",)
 # `resolution_type: pixel` with a smaller maximum_image_size than this is refused, so tiny pictures state none.
 SMALLEST_STATED_PX = 512
 REPORT_EVERY_STEPS = 1
@@ -214,7 +216,8 @@ def choose_environment(config: TrainingConfig, paths: Paths) -> dict[str, str]:
         "SIMPLETUNER_LOG_LEVEL": "INFO",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if Path(config.base_path).is_absolute() or Path(config.base_path).is_dir():
+    is_folder = Path(config.base_path).is_absolute() or Path(config.base_path).is_dir()
+    if is_folder and config.family not in FETCHING_FAMILIES:
         # Everything is in the folder, or nowhere; without this it asks the network, and waits where there is none.
         env |= dict.fromkeys(OFFLINE_NAMES, "1")
     return env
