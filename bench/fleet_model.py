@@ -9,10 +9,10 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from bench.fleet_load import Work
-from gateway.dispatch.fleet import Candidate, InstanceView, Placement
+from gateway.dispatch.fleet import Candidate, InstanceView, Placement, date_line
 from gateway.jobs.model import Needs
 
 SLOTS = 2
@@ -153,12 +153,9 @@ class Simulation:
             self._push(record.end_s, "end", instance.id)
 
     def _look(self, now_s: float) -> list[Candidate]:
-        """The window, each job dated when it first came into it, as the dispatcher does."""
-        ids = self._line.look(LOOK_AHEAD)
-        for job_id in ids:
-            if self._candidates[job_id].seen_ms is None:
-                self._candidates[job_id] = replace(self._candidates[job_id], seen_ms=int(now_s * 1000))
-        return [self._candidates[job_id] for job_id in ids]
+        line = date_line([self._candidates[job_id] for job_id in self._line.look(LOOK_AHEAD)], int(now_s * 1000))
+        self._candidates |= {candidate.job_id: candidate for candidate in line}
+        return line
 
     def _place(self, now_s: float) -> None:
         while any(len(instance.held) < SLOTS for instance in self._instances.values()) and (waiting := self._look(now_s)):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bench.fleet import RoundRobin, choose_least_queue, compare, measure_throughput
 from bench.fleet_load import Arrivals, Load, Work
 from bench.fleet_model import LOOK_AHEAD, MODEL_FROM_DISK_S, Line, Policy, Simulation
-from gateway.dispatch.fleet import HOLD_MS, OVERTAKE_MS, Candidate, InstanceView, Placement, choose, missing
+from gateway.dispatch.fleet import FIRST_MS, HOLD_MS, OVERTAKE_MS, Candidate, InstanceView, Placement, choose, date_line, missing
 from gateway.instances import Catalog
 from gateway.jobs.model import Needs
 from gateway.jobs.store import JobStore
@@ -96,7 +96,39 @@ def test_a_lone_stranger_is_not_starved_by_a_stream_that_is_warm(instances: int,
         return next(record.wait_s for record in records if record.work is stranger)
 
     # Besides the bound: until the next look, a running job, one behind it, and its own load.
-    assert wait_s("rare") <= wait_s("popular") + OVERTAKE_MS / 1000 + 3 * RUN_S + MODEL_FROM_DISK_S
+    assert wait_s("rare") <= wait_s("popular") + FIRST_MS / 1000 + 3 * RUN_S + MODEL_FROM_DISK_S
+
+
+def seen(job_id: str, base_model: str, seen_ms: int) -> Candidate:
+    return Candidate(job_id, base_model, frozenset(), NEEDS, seen_ms=seen_ms)
+
+
+def running(name: str, base_model: str) -> InstanceView:
+    return InstanceView(name, 1, 1, base_model, frozenset(), None)
+
+
+def test_who_came_too_late_does_not_pass() -> None:
+    first = seen("first", "rare", 0)
+    fleet = [running("a", "popular"), running("b", "popular")]
+    late, just = seen("late", "popular", OVERTAKE_MS + 1), seen("just", "popular", OVERTAKE_MS)
+    assert choose([first, late], fleet, OVERTAKE_MS + 1) is None
+    assert choose([first, late, just], fleet, OVERTAKE_MS + 1) is None, "alike jobs keep their order"
+    assert choose([first, just, late], fleet, OVERTAKE_MS + 1) == Placement("just", "a", warm=True)
+
+
+def test_one_instance_falls_idle_for_the_job_that_was_first_for_long_enough() -> None:
+    fleet = [running("a", "popular"), running("b", "popular")]
+    first, other = date_line([seen("first", "rare", 0), seen("other", "popular", 0)], 0)
+    assert choose([first, other], fleet[:1], FIRST_MS - 1) == Placement("other", "a", warm=True)
+    assert choose([first, other], fleet[:1], FIRST_MS) is None
+    assert choose([first, other], fleet, FIRST_MS) == Placement("other", "b", warm=True)
+    fleet[0] = InstanceView("a", 2, 0, "popular", frozenset(), None)
+    assert choose([first, other], fleet, FIRST_MS) == Placement("first", "a", warm=False)
+
+
+def test_a_line_is_dated_once() -> None:
+    line = date_line(date_line([seen("one", "a", 5), Candidate("two", "a", frozenset(), NEEDS)], 7)[::-1], 9)
+    assert [(job.job_id, job.seen_ms, job.first_ms) for job in line] == [("two", 7, 9), ("one", 5, 7)]
 
 
 @dataclass(frozen=True)
@@ -125,7 +157,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     priorities = sorted(draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows))))
     return Snapshot(
         [
-            Candidate(f"j{n}", base, files, Needs(classes=classes), 0, avoid, seen_ms, ("high", "normal", "low")[priorities[n]])
+            Candidate(f"j{n}", base, files, Needs(classes=classes), 0, avoid, seen_ms, priority=("high", "normal", "low")[priorities[n]])
             for n, (base, files, seen_ms, classes, avoid) in enumerate(rows)
         ],
         [

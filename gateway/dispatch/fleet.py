@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
 from gateway.instances import Catalog
 from gateway.jobs.model import Needs
 
-# A job is passed only by jobs that came into sight at most this long after it. At half of it twice as many base models are loaded.
-OVERTAKE_MS = 120_000
+# A job is passed only by jobs that came into sight at most this long after it. At a third of it twice as many base models are loaded.
+OVERTAKE_MS = 180_000
+# The first in line waits this long, at most, for an instance with its base model; then the next GPU that falls idle is its own.
+FIRST_MS = 60_000
 # A job leaves an idle GPU cold this long, while its base model is at work elsewhere: between what a load takes from RAM and from disk.
 HOLD_MS = 8_000
-# A job that needs another LoRA than the one running leaves the slot behind it to a better match for as long.
+# A job that needs another LoRA than the one running leaves the slot behind it to better matches for as long as they may pass it.
 HOLD_LORA_MS = OVERTAKE_MS
 
 
@@ -32,6 +34,7 @@ class Candidate:
     created_ms: int = 0
     avoid: frozenset[str] = frozenset()  # instances that ran out of memory with it
     seen_ms: int | None = None  # when it first was among the candidates; None: when it was created
+    first_ms: int | None = None  # since when it is the first in line
     priority: str = "normal"
 
     @property
@@ -69,6 +72,18 @@ def missing(needs: Needs, catalog: Catalog) -> list[str]:
         if choices is not None and value not in choices:
             lacks.append(f"{class_type}.{input_name} = {value}")
     return lacks
+
+
+def date_line(candidates: Sequence[Candidate], now_ms: int) -> list[Candidate]:
+    """The same line, every job dated that is seen for the first time, or for the first time as the first. Keep them for the next look."""
+    return [
+        replace(
+            candidate,
+            seen_ms=now_ms if candidate.seen_ms is None else candidate.seen_ms,
+            first_ms=now_ms if position == 0 and candidate.first_ms is None else candidate.first_ms,
+        )
+        for position, candidate in enumerate(candidates)
+    ]
 
 
 class _Verdicts:
@@ -146,14 +161,11 @@ class _Fleet:
 class _Fence:
     """Who may pass whom. Only a place in line can be passed: what the line itself puts first, for fairness among callers, passes nobody."""
 
-    def __init__(self, line: Sequence[tuple[Candidate, _Kind]]) -> None:
+    def __init__(self, line: Sequence[tuple[Candidate, _Kind]], now_ms: int) -> None:
         self._line = line
-        since = [candidate.waiting_since_ms for candidate, _ in line]
-        self._oldest_until = list(accumulate(since, min))
-        newest_from = list(accumulate(reversed(since), max))[::-1]
-        self._overdue = [
-            pair for pair, since_ms, newest_ms in zip(line, since, newest_from, strict=True) if since_ms + OVERTAKE_MS < newest_ms
-        ]
+        self._oldest_until = list(accumulate((candidate.waiting_since_ms for candidate, _ in line), min))
+        head = line[0][0]
+        self.overdue = line[0][1] if head.first_ms is not None and now_ms - head.first_ms >= FIRST_MS else None
 
     def lets(self, kind: _Kind, view: InstanceView) -> bool:
         """Whether the first of a kind may go there: it can run, and passes nobody there who came much earlier."""
@@ -164,10 +176,6 @@ class _Fence:
             return True
         ahead = self._line[: kind.position]
         return not any(candidate.waiting_since_ms < limit_ms and other.may_run_on(view) for candidate, other in ahead)
-
-    def find_overdue(self, view: InstanceView) -> tuple[Candidate, _Kind] | None:
-        """The first in line that has been passed here for as long as is allowed."""
-        return next((pair for pair in self._overdue if pair[1].may_run_on(view)), None)
 
 
 def choose(candidates: Sequence[Candidate], views: Sequence[InstanceView], now_ms: int) -> Placement | None:
@@ -197,12 +205,12 @@ def _choose_within(candidates: Sequence[Candidate], fleet: _Fleet, now_ms: int) 
         kind.count += 1
         kind.since_ms = min(kind.since_ms, candidate.waiting_since_ms)
         line.append((candidate, kind))
-    fence, ordered = _Fence(line), list(kinds.values())
+    fence, ordered = _Fence(line, now_ms), list(kinds.values())
     return (
-        _place_overdue(fleet, fence)
+        _place_overdue(fleet, fence.overdue)
         or _place_warm(ordered, fleet.idle, fleet, fence, now_ms)
         or _place_cold(ordered, fleet, fence, now_ms)
-        or _place_warm(ordered, _spare(fleet, fence), fleet, fence, now_ms)
+        or _place_warm(ordered, _spare(fleet, fence.overdue), fleet, fence, now_ms)
     )
 
 
@@ -210,33 +218,21 @@ def _place(candidate: Candidate, view: InstanceView) -> Placement:
     return Placement(candidate.job_id, view.id, warm=view.base_model == candidate.base_model)
 
 
-def _place_overdue(fleet: _Fleet, fence: _Fence) -> Placement | None:
-    """Passed for too long: it takes the first GPU that falls idle, whatever is loaded there, or the first slot behind its base model."""
-    for view in (*fleet.idle, *fleet.behind):
-        if found := fence.find_overdue(view):
-            candidate, kind = found
-            able = [other for other in fleet.free if kind.may_run_on(other) and _is_soon(candidate, other)]
-            if able:
-                return _place(candidate, min(able, key=lambda other: _rate_delay(candidate, other, fleet)))
-    return None
+def _place_overdue(fleet: _Fleet, kind: _Kind | None) -> Placement | None:
+    """First in line for long enough: to the first GPU that falls idle, whatever is loaded there, or behind its own base model."""
+    if kind is None:
+        return None
+    views = [view for view in fleet.free if kind.may_run_on(view) and (not view.slots_used or view.base_model == kind.base_model)]
+    if not views:
+        return None
+    best = min(views, key=lambda view: (view.slots_used, view.base_model != kind.base_model, _rate_waste(kind, view, fleet)))
+    return _place(kind.first, best)
 
 
-def _is_soon(candidate: Candidate, view: InstanceView) -> bool:
-    return not view.slots_used or view.base_model == candidate.base_model
-
-
-def _rate_delay(candidate: Candidate, view: InstanceView, fleet: _Fleet) -> tuple[int, bool, int, tuple[bool, int, str]]:
-    """Behind a running job is later than any load; then the base model, then its LoRAs."""
-    loads = len(candidate.lora_files - view.lora_files)
-    return view.slots_used, view.base_model != candidate.base_model, loads, fleet.rate_loss(view)
-
-
-def _spare(fleet: _Fleet, fence: _Fence) -> list[InstanceView]:
-    """The slots to fill behind running jobs: all but one where a job that was passed for too long shall soon find an idle GPU."""
-    for view in fleet.behind:
-        if fence.find_overdue(view):
-            return [other for other in fleet.behind if other is not view]
-    return fleet.behind
+def _spare(fleet: _Fleet, overdue: _Kind | None) -> list[InstanceView]:
+    """The slots to fill behind running jobs: all but one where the job that was first for long enough shall soon find an idle GPU."""
+    spared = next((view for view in fleet.behind if overdue is not None and overdue.may_run_on(view)), None)
+    return [view for view in fleet.behind if view is not spared]
 
 
 def _place_warm(kinds: Sequence[_Kind], views: Sequence[InstanceView], fleet: _Fleet, fence: _Fence, now_ms: int) -> Placement | None:
