@@ -92,11 +92,16 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
 
 
+def _is_upload(scope: Scope, headers: dict[bytes, bytes]) -> bool:
+    """Whether the body is dataset files, which go to disk; every other body is held in memory."""
+    return bool(scope["path"].startswith("/v1/datasets")) and headers.get(b"content-type", b"").startswith(b"multipart/form-data")
+
+
 class EdgeMiddleware:
     """Plain ASGI, so that streams pass untouched. Gives each request an id, refuses large bodies unread, logs and measures."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app, self._max_body_bytes = app, settings.max_body_bytes
+        self._app, self._max_body_bytes, self._max_upload_bytes = app, settings.max_body_bytes, settings.max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,10 +123,11 @@ class EdgeMiddleware:
 
         try:
             declared = headers.get(b"content-length", b"0")
-            if declared.isdigit() and int(declared) > self._max_body_bytes:
-                await _answer(self._too_large())(scope, receive, send_with_id)
+            allowed = self._max_upload_bytes if _is_upload(scope, headers) else self._max_body_bytes
+            if declared.isdigit() and int(declared) > allowed:
+                await _answer(self._too_large(allowed))(scope, receive, send_with_id)
             else:
-                await self._app(scope, self._limit(receive), send_with_id)
+                await self._app(scope, self._limit(receive, allowed), send_with_id)
         except Exception as error:  # boundary: a surprise gets its answer and its log line here, where the request still has an id
             log.error("unexpected error", exc_info=error)
             if begun:
@@ -131,10 +137,10 @@ class EdgeMiddleware:
             self._record(scope, status, time.perf_counter() - started)
             request_id.reset(token)
 
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"The body is larger than {self._max_body_bytes} bytes.", details={"allowed": self._max_body_bytes})
+    def _too_large(self, allowed: int) -> PayloadTooLarge:
+        return PayloadTooLarge(f"The body is larger than {allowed} bytes.", details={"allowed": allowed})
 
-    def _limit(self, receive: Receive) -> Receive:
+    def _limit(self, receive: Receive, allowed: int) -> Receive:
         """A chunked body has no length to refuse by: count what comes."""
         seen = 0
 
@@ -143,8 +149,8 @@ class EdgeMiddleware:
             message = await receive()
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
-                if seen > self._max_body_bytes:
-                    raise HTTPException(413, f"The body is larger than {self._max_body_bytes} bytes.")
+                if seen > allowed:
+                    raise HTTPException(413, f"The body is larger than {allowed} bytes.")
             return message
 
         return limited

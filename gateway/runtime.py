@@ -17,6 +17,8 @@ import aiohttp
 import comfy_workflows
 from comfy_workflows.catalog import Catalog
 from gateway.admission import Admission
+from gateway.curation import Curation
+from gateway.datasets import DatasetStore
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import RedisUnavailable, StorageUnavailable
 from gateway.instances import FleetRegistry, InstanceRegistry
@@ -46,6 +48,8 @@ class Runtime:
     registry: InstanceRegistry
     fleet: FleetRegistry
     admission: Admission
+    datasets: DatasetStore
+    curation: Curation
     metrics: Metrics
     dispatcher: Dispatcher | None
 
@@ -97,6 +101,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         limits = Limits(settings.max_queue_depth, settings.max_jobs_per_caller)
         store = JobStore(redis, ttl_s=settings.job_ttl_s, cache_ttl_s=settings.cache_ttl_s, limits=limits)
         feed, loras, registry, fleet = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
+        datasets = DatasetStore(redis)
         admission = Admission(settings, catalog, store, storage, loras, registry)
         dispatcher = Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics) if dispatch else None
         await _open_feed(feed)
@@ -105,7 +110,9 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             if dispatcher is not None:
                 tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
             try:
-                yield Runtime(settings, catalog, redis, store, feed, storage, loras, registry, fleet, admission, metrics, dispatcher)
+                curation = Curation(datasets, storage)
+                places = (store, feed, storage, loras, registry, fleet)
+                yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, metrics, dispatcher)
             finally:
                 for task in tasks:
                     task.cancel()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from gateway.auth import LOCAL, Caller
-from gateway.errors import Forbidden, NotFound
+from gateway.errors import BadRequest, Forbidden, NotFound
 from gateway.jobs.model import Job
 from gateway.runtime import Runtime as RuntimeState
 
@@ -44,3 +46,21 @@ async def load_own_job(runtime: RuntimeState, caller: Caller, job_id: str) -> Jo
     if job is None or job.spec.caller != caller.id:
         raise NotFound(f"There is no generation {job_id!r}.", code="job_not_found", details={"parameter": "id", "value": job_id})
     return job
+
+
+def encode_cursor(pair: tuple[int, str]) -> str:
+    """(created_ms, id) of a page's last item, for the next page to begin behind."""
+    return base64.urlsafe_b64encode(f"{pair[0]}:{pair[1]}".encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None) -> tuple[int, str] | None:
+    """The pair a cursor was made from. Raises BadRequest."""
+    if cursor is None:
+        return None
+    try:
+        created_ms, _, item_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii").partition(":")
+        if not 0 <= int(created_ms) < 1 << 53:
+            raise ValueError("no time that Redis can compare")
+        return int(created_ms), item_id
+    except (ValueError, binascii.Error):
+        raise BadRequest("The cursor is not one of ours.", details={"parameter": "cursor", "value": cursor[:100]}) from None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import json
 import re
@@ -25,7 +23,7 @@ from gateway.jobs.model import Job, JobStatus, Priority, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.presentation import present_job
 from gateway.pricing import estimate_rest_s, estimate_run_s, estimate_wait_s
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, load_own_job
+from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(prefix="/v1", tags=["generations"])
@@ -221,20 +219,6 @@ def add_workflow_routes(target: APIRouter, workflow: Workflow) -> None:
         return await _create(request, workflow.name, door, runtime, caller, base_url)
 
 
-def _encode_cursor(pair: tuple[int, str]) -> str:
-    return base64.urlsafe_b64encode(f"{pair[0]}:{pair[1]}".encode()).decode().rstrip("=")
-
-
-def _decode_cursor(cursor: str | None) -> tuple[int, str] | None:
-    if cursor is None:
-        return None
-    try:
-        created_ms, _, job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii").partition(":")
-        return int(created_ms), job_id
-    except (ValueError, binascii.Error):
-        raise BadRequest("The cursor is not one of ours.", details={"parameter": "cursor", "value": cursor[:100]}) from None
-
-
 @router.get("/generations")
 async def list_generations(
     runtime: Runtime,
@@ -249,7 +233,7 @@ async def list_generations(
 ) -> dict[str, Any]:
     """The caller's jobs, newest first. `next_cursor` is null on the last page."""
     after_ms = _parse_time(created_after)
-    position, found = _decode_cursor(cursor), list[Job]()
+    position, found = decode_cursor(cursor), list[Job]()
     while len(found) < limit:
         pairs = await runtime.store.ids_before(caller.id, position, 100)
         if not pairs:
@@ -278,7 +262,7 @@ def _matches(job: Job, status: JobStatus | None, workflow: str | None, lora: str
 def _page(jobs: list[Job], position: tuple[int, str] | None, runtime: RuntimeState, base_url: str) -> dict[str, Any]:
     return {
         "data": [present_job(job, base_url=base_url, storage=runtime.storage) for job in jobs],
-        "next_cursor": _encode_cursor(position) if position else None,
+        "next_cursor": encode_cursor(position) if position else None,
     }
 
 
