@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -31,9 +32,22 @@ def connect_redis(url: str) -> RedisClient:
     return Redis(connection_pool=pool)
 
 
-def connect_reader(url: str) -> RedisClient:
-    """A client for blocking reads, whose socket may stay silent."""
-    return Redis.from_url(url, socket_timeout=None, socket_connect_timeout=TIMEOUT_S, health_check_interval=0)
+def connect_reader(url: str, block_s: float = 2.0) -> RedisClient:
+    """A client for reads that block for `block_s`: its socket may stay silent for that long, but not for ever."""
+    return Redis.from_url(url, socket_timeout=block_s + TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+
+
+async def heed_cancel(call: Awaitable[R]) -> R:
+    """Await a call of redis-py's; a cancellation that came meanwhile is never lost.
+
+    With a socket timeout redis-py 8.1 was seen to swallow one that arrives together with the answer: loops then ran on for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    result = await call
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
 
 
 def translate_redis(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -42,7 +56,7 @@ def translate_redis(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P
     @wraps(function)
     async def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await function(*args, **kwargs)
+            return await heed_cancel(function(*args, **kwargs))
         except FOREIGN as error:
             raise RedisUnavailable(f"Redis did not answer: {error}") from error
 

@@ -22,7 +22,7 @@ from gateway.datasets import DatasetStore
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import RedisUnavailable, StorageUnavailable
 from gateway.instances import FleetRegistry, InstanceRegistry
-from gateway.jobs.events import EventFeed
+from gateway.jobs.events import BLOCK_MS, EventFeed
 from gateway.jobs.records import Limits
 from gateway.jobs.store import JobStore
 from gateway.loras import LoraRegistry
@@ -95,7 +95,7 @@ async def _essential(name: str, work: Coroutine[Any, Any, None]) -> None:
 async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[Runtime]:
     """Everything, running. `dispatch` also claims and runs jobs here."""
     catalog, metrics, storage = load_catalog(settings), Metrics(), Storage(settings)
-    redis, feed_redis = connect_redis(settings.redis_url), connect_reader(settings.redis_url)
+    redis, feed_redis = connect_redis(settings.redis_url), connect_reader(settings.redis_url, BLOCK_MS / 1000)
     # limit=0: connections are bounded by slots and by the ingest's own semaphore.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30)) as session:
         limits = Limits(settings.max_queue_depth, settings.max_jobs_per_caller)

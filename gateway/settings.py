@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def require_url(url: str, *schemes: str) -> str:
+    """The URL, if it has one of the schemes, a host and no impossible port; ValueError names what is allowed."""
+    parts = urlsplit(url)
+    if parts.scheme not in schemes or not (parts.hostname or parts.scheme == "unix"):
+        raise ValueError(f"{url!r} is no URL; write {schemes[0]}://HOST:PORT")
+    if parts.port == 0:
+        raise ValueError(f"{url!r} names port 0")
+    return url
 
 
 class Settings(BaseSettings):
@@ -89,11 +101,35 @@ class Settings(BaseSettings):
 
     @field_validator("comfyui_urls")
     @classmethod
-    def _need_scheme(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+    def _need_base_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        if not urls:
+            raise ValueError("name at least one instance, as http://HOST:PORT")
         for url in urls:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"COMFYUI_URLS: {url!r} has no scheme; write http://HOST:PORT")
+            require_url(url, "http", "https")
         return urls
+
+    @field_validator("s3_endpoint_url", "s3_public_endpoint_url", "public_url")
+    @classmethod
+    def _need_http(cls, url: str | None) -> str | None:
+        return None if not url else require_url(url, "http", "https")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _need_redis(cls, url: str) -> str:
+        return require_url(url, "redis", "rediss", "unix")
+
+    @field_validator("s3_bucket")
+    @classmethod
+    def _need_bucket_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", name):
+            raise ValueError("a bucket is named with 3 to 63 lower case letters, digits, dots and dashes")
+        return name
+
+    @model_validator(mode="after")
+    def _need_both_keys(self) -> Self:
+        if bool(self.aws_access_key_id) != bool(self.aws_secret_access_key):
+            raise ValueError("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together: set both or neither")
+        return self
 
     @cached_property
     def is_loopback(self) -> bool:

@@ -106,8 +106,11 @@ class Storage:
 
     def sign(self, key: str) -> str:
         """A URL that reads the object for `url_ttl_s` seconds. Pure arithmetic, no request."""
-        url: str = self._signer.generate_presigned_url("get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=self._url_ttl_s)
-        return url
+        where = {"Bucket": self.bucket, "Key": key}
+        try:
+            return str(self._signer.generate_presigned_url("get_object", Params=where, ExpiresIn=self._url_ttl_s))
+        except BotoCoreError as error:
+            raise StorageUnavailable(f"S3 URLs cannot be signed: {error}", details={"bucket": self.bucket}) from error
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -29,6 +29,7 @@ def test_defaults_need_no_environment() -> None:
 def test_names_are_those_of_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "9000")
     monkeypatch.setenv("COMFYUI_URLS", " http://one:8188/ ,https://two/comfy, ")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key-of-ours")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
     settings = Settings()
     assert settings.port == 9000

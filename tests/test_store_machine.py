@@ -282,8 +282,10 @@ class StoreMachine(RuleBasedStateMachine):
         assert answer == self.is_live(claim)
         if answer:
             self.end(claim.id, status)
+        told = len(self.run(read_all(self.redis, claim.id)))
         for _ in range(sent - 1):
-            assert not self.run(self.store.finish(claim, ended))
+            assert self.run(self.store.finish(claim, ended)) == answer, "sent twice over a broken connection: the first one counts"
+        assert len(self.run(read_all(self.redis, claim.id))) == told
 
     # -- what always holds -------------------------------------------------------------------------------------
 

@@ -266,7 +266,10 @@ class Dispatcher:
         claim = execution.claim
         if claim.cached_in is None:
             return False
-        job = await reuse_result(claim.job, claim.cached_in, self._store, self._storage)
+        try:
+            job = await reuse_result(claim.job, claim.cached_in, self._store, self._storage)
+        except RedisUnavailable:
+            job = None
         if job is None:
             return False
         await execution.finish_cached(job)

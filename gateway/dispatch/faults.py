@@ -9,16 +9,21 @@ from gateway.comfy.messages import ErrorData
 from gateway.errors import PromptRejected
 from gateway.jobs.model import JobError
 
-# ComfyUI appends tips for its own users after a newline, and quotes absolute paths of the instance.
-_PATH = re.compile(r"(?:[A-Za-z]:\\|/)(?:[\w.\-+@ ]+[\\/])+[\w.\-+@]+")
-_MAX_MESSAGE = 500
+# An absolute path, POSIX, drive or share, its folders' names with a few blanks at most: no URL, and no slash between two numbers.
+_NAME = r"[^\s/\\'\",;:<>|]+"
+_PATH = re.compile(rf"(?<![\w:/\\.])(?:[A-Za-z]:\\|\\\\|/)(?:{_NAME}(?: {_NAME}){{0,3}}[\\/])+{_NAME}")
+_TENSOR = re.compile(r"tensor\([^()]*(?:\([^()]*\)[^()]*)*\)")
+# What is longer than a person reads is cut before anything else looks at it: messages may quote whole prompts.
+_MAX_RAW, _MAX_MESSAGE = 4000, 500
 _OUT_OF_MEMORY = ("OutOfMemoryError", "torch.cuda.OutOfMemoryError", "torch.OutOfMemoryError")
 
 
 def clean(message: str) -> str:
-    """The first paragraph, shortened, file paths replaced by the file's name."""
-    first = message.strip().split("\n\n")[0].split("\nTips")[0].strip()
-    return _PATH.sub(lambda match: re.split(r"[\\/]", match.group())[-1], first)[:_MAX_MESSAGE]
+    """The first paragraph, shortened, without tensors; file paths are replaced by the file's name."""
+    # ComfyUI appends tips for its own users after a newline.
+    first = message[:_MAX_RAW].strip().split("\n\n")[0].split("\nTips")[0].strip()
+    told = _PATH.sub(lambda match: re.split(r"[\\/]", match.group())[-1], _TENSOR.sub("<tensor>", first))
+    return told[:_MAX_MESSAGE]
 
 
 def _title(graph: dict[str, Any], node_id: str | None) -> str:

@@ -142,7 +142,7 @@ class Prompt:
             if self.stop_wanted and not self._has_ended:
                 await self.stop_on_instance()
             known, entry = await self._patiently(self._look)
-            if passed is not None and (entry is not None or not known):
+            if passed is not None and (not known or (entry is not None and entry.was_interrupted)):
                 raise passed
             if entry is not None:
                 return entry

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from gateway.errors import RedisUnavailable
 from gateway.jobs.model import Event, EventKind, stream_position
-from gateway.redis_client import FOREIGN, RedisClient, translate_redis
+from gateway.redis_client import FOREIGN, RedisClient, heed_cancel, translate_redis
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class EventFeed:
         pause_s = 0.05
         while True:
             try:
-                answer = await self._redis.xread({FEED: self._position}, count=1000, block=BLOCK_MS)
+                answer = await heed_cancel(self._redis.xread({FEED: self._position}, count=1000, block=BLOCK_MS))
                 pause_s = 0.05
             except FOREIGN as error:
                 log.warning("feed interrupted", extra={"error": str(error)})
@@ -186,7 +186,7 @@ class EventFeed:
                     elif not subscription.behind and (last == "0" or stream_position(event.id) > stream_position(last)):
                         last = event.id
                         yield event
-                if not subscription.behind and not await subscription.wait(idle_s):
+                if not subscription.behind and not self.closed and not await subscription.wait(idle_s):
                     yield None
 
 

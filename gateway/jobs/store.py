@@ -39,6 +39,8 @@ from gateway.jobs.records import (
 from gateway.redis_client import RedisClient, translate_redis
 
 IDEMPOTENCY_TTL_S = 24 * 3600
+# No job waits and runs longer than that, so that a record made so long before its own ttl has expired.
+LONGEST_LIFE_S = 14 * 24 * 3600
 
 
 class JobStore:
@@ -87,6 +89,7 @@ class JobStore:
                 *(self._now(), spec.id, spec.caller, spec.priority, spec.created_ms, spec.model_dump_json(), graph, event),
                 *(deadline_ms, spec.cache_key or "", int(reuse), self._limits.queue_depth, self._limits.jobs_per_caller),
                 *self._idempotency_args(key),
+                spec.created_ms - (self._ttl_s + LONGEST_LIFE_S) * 1000,
             ]
         )
         return self._admitted(spec, [part.decode() if isinstance(part, bytes) else part for part in answer], key)
@@ -170,11 +173,16 @@ class JobStore:
         return await self._ids_before(f"fluxgate:jobs:{caller}", before, limit)
 
     async def _ids_before(self, index: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
-        highest = "+inf" if before is None else before[0]
-        # Jobs of one millisecond share a score: ask for a few more and drop those already seen.
-        entries = await self._redis.zrevrangebyscore(index, highest, "-inf", 0, limit + 64, withscores=True)
-        pairs = [(int(score), member.decode()) for member, score in entries]
-        return [pair for pair in pairs if before is None or pair < before][:limit]
+        highest, offset, found = "+inf" if before is None else before[0], 0, list[tuple[int, str]]()
+        # Jobs of one millisecond share a score: those already seen come again and are passed over.
+        while len(found) < limit:
+            entries = await self._redis.zrevrangebyscore(index, highest, "-inf", offset, limit, withscores=True)
+            pairs = [(int(score), member.decode()) for member, score in entries]
+            found += [pair for pair in pairs if before is None or pair < before]
+            offset += len(entries)
+            if len(entries) < limit:
+                break
+        return found[:limit]
 
     @translate_redis
     async def depth(self) -> int:
@@ -323,5 +331,5 @@ class JobStore:
 
     @translate_redis
     async def delete(self, job_id: str) -> bool:
-        """Forget a job that has ended; False while it still lives."""
+        """Forget a job that has ended, or that is unknown; False while it still lives."""
         return int(await self._delete(args=[job_id])) != 0

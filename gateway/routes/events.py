@@ -84,7 +84,9 @@ async def _is_gone(runtime: RuntimeState, job_id: str) -> bool:
         return False
 
 
-@router.api_route("/generations/{job_id}/events", methods=["GET", "POST"], response_class=StreamingResponse)
+# POST as well: some tunnels hold back the body of a GET until it is whole.
+@router.post("/generations/{job_id}/events", response_class=StreamingResponse, operation_id="stream_events_by_post")
+@router.get("/generations/{job_id}/events", response_class=StreamingResponse, operation_id="stream_events")
 async def stream_events(
     job_id: str,
     runtime: Runtime,

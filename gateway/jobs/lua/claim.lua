@@ -2,7 +2,10 @@
 --   ->  {1, record, graph, job in the cache that made the same or ''} claimed · {0} no longer queued · {-1} the instance holds its share
 local now, id, instance = clock(ARGV[1]), ARGV[2], ARGV[3]
 local key = job_key(id)
-local facts = redis.call('HMGET', key, 'status', 'priority', 'caller', 'lease', 'twin')
+local facts = redis.call('HMGET', key, 'status', 'priority', 'caller', 'lease', 'twin', 'reuse')
+local source = facts[5] and facts[6] == '1' and redis.call('GET', 'fluxgate:cache:' .. facts[5]) or ''
+-- Sent twice over a broken connection: the first one counted.
+if facts[4] == ARGV[4] then return {1, redis.call('HGETALL', key), redis.call('GET', 'fluxgate:graph:' .. id), source} end
 if facts[1] ~= 'queued' or facts[4] then return {0} end
 if redis.call('SCARD', slots_key(instance)) >= tonumber(ARGV[6]) then return {-1} end
 if dequeue(id, facts[2], facts[3]) == 0 then return {0} end
@@ -15,5 +18,4 @@ redis.call('HINCRBY', key, 'revision', 1)
 redis.call('ZADD', 'fluxgate:leases', now + tonumber(ARGV[5]), id)
 redis.call('SADD', slots_key(instance), id)
 redis.call('HSET', 'fluxgate:warm:' .. instance, 'base_model', ARGV[8], 'loras', ARGV[9])
-local source = facts[5] and redis.call('GET', 'fluxgate:cache:' .. facts[5]) or ''
 return {1, redis.call('HGETALL', key), redis.call('GET', 'fluxgate:graph:' .. id), source}

@@ -1,5 +1,5 @@
 -- now, id, caller, priority, created_ms, spec, graph, event, queue deadline, twin, may be answered by a twin's work ('1'), depth limit,
--- caller limit, idempotency key, body hash, idempotency ttl_s
+-- caller limit, idempotency key, body hash, idempotency ttl_s, created_ms of the oldest records there can be
 --   ->  {'created'} · {'following', leader} · {'cached', job id} (nothing stored yet) · {'replay', body hash, job id}
 --       · {'queue_full', depth} · {'caller_full', jobs}
 -- One step: either all of it happened or none, so a retry after a lost answer finds what the first try did.
@@ -27,13 +27,15 @@ local sequence = redis.call('INCR', 'fluxgate:sequence')
 redis.call('HSET', key, 'spec', ARGV[6], 'status', 'queued', 'caller', caller, 'priority', priority,
   'sequence', sequence, 'attempts', 0, 'revision', 0, 'queue_deadline', ARGV[9])
 redis.call('SET', 'fluxgate:graph:' .. id, ARGV[7])
+-- Records that old have expired: their places in the lists go with them.
+for _, index in ipairs({'fluxgate:jobs', 'fluxgate:jobs:' .. caller}) do redis.call('ZREMRANGEBYSCORE', index, '-inf', ARGV[17]) end
 redis.call('ZADD', 'fluxgate:jobs', ARGV[5], id)
 redis.call('ZADD', 'fluxgate:jobs:' .. caller, ARGV[5], id)
 redis.call('SADD', 'fluxgate:active:' .. caller, id)
 
 local leader = nil
 if twin ~= '' then
-  redis.call('HSET', key, 'twin', twin)
+  redis.call('HSET', key, 'twin', twin, 'reuse', ARGV[11])
   leader = reuse and redis.call('GET', 'fluxgate:twin:' .. twin)
   if leader and is_terminal(redis.call('HGET', job_key(leader), 'status') or 'expired') then leader = nil end
 end
