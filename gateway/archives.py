@@ -52,9 +52,12 @@ class _Guarded:
         self.limit: int | None = MAX_DIRECTORY_BYTES
 
     def read(self, size: int = -1) -> bytes:
-        if self.limit is not None and not 0 <= size <= self.limit:
+        if self.limit is None:
+            return self._file.read(size)
+        body = self._file.read(size if 0 <= size <= self.limit else self.limit + 1)
+        if len(body) > self.limit:
             raise refuse("archive_too_many", "Its list of entries is too long.", f"Send at most {MAX_ENTRIES} entries at once.")
-        return self._file.read(size)
+        return body
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)

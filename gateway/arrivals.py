@@ -70,10 +70,11 @@ def split_path(path: str) -> str:
 def clean_name(path: str) -> str:
     """The last part of a path as a name of at most MAX_NAME_LENGTH printable characters; its extension is kept."""
     last = "".join(letter for letter in split_path(path).rpartition("/")[2] if letter.isprintable() and not "\ud800" <= letter <= "\udfff")
-    stem, dot, extension = last.strip().rpartition(".")
+    last = last.strip(" .")
+    stem, dot, extension = last.rpartition(".")
     if not dot or len(extension) > 10:
-        return last.strip()[:MAX_NAME_LENGTH] or "file"
-    return f"{stem[: MAX_NAME_LENGTH - len(extension) - 1] or 'file'}.{extension}"
+        return last[:MAX_NAME_LENGTH].strip(" .") or "file"
+    return f"{stem[: MAX_NAME_LENGTH - len(extension) - 1]}.{extension}"
 
 
 def extension_of(path: str) -> str:
