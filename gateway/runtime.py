@@ -94,10 +94,11 @@ async def _essential(name: str, work: Coroutine[Any, Any, None]) -> None:
 @asynccontextmanager
 async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[Runtime]:
     """Everything, running. `dispatch` also claims and runs jobs here."""
-    catalog, metrics, storage = load_catalog(settings), Metrics(), Storage(settings)
+    catalog, metrics = load_catalog(settings), Metrics()
     redis, feed_redis = connect_redis(settings.redis_url), connect_reader(settings.redis_url, BLOCK_MS / 1000)
     # limit=0: connections are bounded by slots and by the ingest's own semaphore.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30)) as session:
+        storage = Storage(settings, session)
         limits = Limits(settings.max_queue_depth, settings.max_jobs_per_caller)
         store = JobStore(redis, ttl_s=settings.job_ttl_s, cache_ttl_s=settings.cache_ttl_s, limits=limits)
         feed, loras, registry, fleet = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)

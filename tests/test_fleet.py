@@ -115,3 +115,15 @@ def test_a_job_goes_only_where_there_is_room_and_all_it_needs(
     elif now_ms == LATER_MS:
         assert not fits, "no patience is left, and still something was not placed"
     assert placed == choose(list(line.values()), list(fleet.values()), now_ms), "the same question has the same answer"
+
+
+def test_an_instance_that_ran_out_of_memory_is_used_when_no_other_could_run_it() -> None:
+    bare: Catalog = {"Other": {}}
+    views = [
+        InstanceView("a", 2, 0, None, frozenset(), None),
+        InstanceView("b", 2, 0, None, frozenset(), bare),
+    ]
+    job = Candidate("one", "dev", frozenset(), Needs(classes=("UNETLoader",)), avoid=frozenset({"a"}))
+    placement = choose([job], views, 0)
+    assert placement is not None
+    assert placement.instance == "a"

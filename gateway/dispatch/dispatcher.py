@@ -16,7 +16,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from gateway.dispatch.execution import Execution, LeaseLost
-from gateway.dispatch.fleet import Candidate, choose
+from gateway.dispatch.fleet import Candidate, choose, date_line
 from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
 from gateway.errors import FluxgateError, RedisUnavailable
@@ -214,10 +214,12 @@ class Dispatcher:
         unknown = [job_id for job_id in ids if job_id not in self._candidates]
         for job in await self._store.load_many(unknown) if unknown else []:
             self._remember(job)
-        return [self._candidates[job_id] for job_id in ids if job_id in self._candidates]
+        dated = date_line([self._candidates[job_id] for job_id in ids if job_id in self._candidates], now_ms())
+        self._candidates.update((candidate.job_id, candidate) for candidate in dated)
+        return dated
 
     def _remember(self, job: Job) -> None:
-        spec = job.spec
+        spec, known = job.spec, self._candidates.get(job.id)
         self._candidates[job.id] = Candidate(
             job_id=job.id,
             base_model=spec.base_model,
@@ -225,9 +227,17 @@ class Dispatcher:
             needs=spec.needs,
             created_ms=spec.created_ms,
             avoid=frozenset(job.avoid),
+            priority=spec.priority,
+            seen_ms=known.seen_ms if known else None,
+            first_ms=known.first_ms if known else None,
         )
         while len(self._candidates) > REMEMBERED:
             self._candidates.popitem(last=False)
+
+    def _wake_if_any_waits(self) -> None:
+        """A slot is free. The feed told of every job that waits; one that it missed is found at the next idle look."""
+        if self._candidates:
+            self._wake.set()
 
     def _observe(self, job_id: str, kind: str, status: str, data: bytes) -> None:
         """Every event of every job passes here: new jobs and freed slots wake the placement, cancels reach their execution."""
@@ -246,7 +256,7 @@ class Dispatcher:
                 self._executions[job_id].cancel()
         elif status in TERMINAL:
             self._candidates.pop(job_id, None)
-            self._wake.set()
+            self._wake_if_any_waits()
 
     # -- executions --------------------------------------------------------------------------------------------
 
@@ -278,7 +288,7 @@ class Dispatcher:
     def _slot_freer(self, instance: Instance, job_id: str) -> Callable[[], None]:
         def free() -> None:
             instance.held.discard(job_id)
-            self._wake.set()
+            self._wake_if_any_waits()
 
         return free
 

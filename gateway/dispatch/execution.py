@@ -22,7 +22,7 @@ from gateway.dispatch.instance import Instance
 from gateway.dispatch.progress import ProgressTracker
 from gateway.dispatch.prompt import DeadlinePassed, GoneFromInstance, Prompt
 from gateway.errors import InstanceError, InstanceUnreachable, PromptRejected, RedisUnavailable, Unavailable
-from gateway.jobs.model import EventKind, Job, JobError, JobStatus, now_ms
+from gateway.jobs.model import EventKind, Job, JobError, JobStatus, Output, now_ms
 from gateway.jobs.records import Claim, EventDraft, output_events, status_event
 from gateway.jobs.store import JobStore
 from gateway.settings import Settings
@@ -201,14 +201,26 @@ class Execution:
             self._start()
         metrics = self.job.metrics.model_copy(update={"execution_ms": execution_ms, "load_ms": self._tracker.load_ms})
         self.job = self.job.model_copy(update={"metrics": metrics})
-        await self._flush(free_slot=True)
-        self._on_slot_free()
+        error = None if entry is None or entry.has_succeeded else entry.error or self._node_error
         if entry is None or entry.was_interrupted:
+            await self._leave_instance()
             await self._end_stopped()
-        elif not entry.has_succeeded and (error := entry.error or self._node_error) is not None:
+        elif error is not None:
+            await self._leave_instance()
             await self._end_failed(error)
         else:
-            await self._succeed(entry, ended_ms)
+            # Fetching and storing begin at once, beside the write that frees the slot.
+            storing = asyncio.create_task(self._store_outputs(entry))
+            try:
+                await self._leave_instance()
+                await self._succeed(await storing, entry, ended_ms)
+            finally:
+                storing.cancel()
+
+    async def _leave_instance(self) -> None:
+        """ComfyUI is done with the prompt: its slot goes to the next job before anything else is done for this one."""
+        await self._flush(free_slot=True)
+        self._on_slot_free()
 
     async def _end_stopped(self) -> None:
         if self._cancel_wanted:
@@ -235,22 +247,24 @@ class Execution:
         details = {**described.details, **asked, "base_model": self.job.spec.base_model}
         await self._fail(described.model_copy(update={"details": details}))
 
-    async def _succeed(self, entry: HistoryEntry, ended_ms: int) -> None:
+    async def _store_outputs(self, entry: HistoryEntry) -> tuple[Output, ...] | JobError:
+        """The stored pictures, or why there are none."""
         try:
-            files = entry.files()
-            outputs = await self._ingest.store(self._instance.client, self.job.spec, files, companion=self._companion)
+            outputs = await self._ingest.store(self._instance.client, self.job.spec, entry.files(), companion=self._companion)
         except Unavailable as error:
-            message = f"The pictures could not be stored: {error.message}"
-            await self._fail(JobError(code="upload_failed", message=message, hint=error.hint))
-            return
-        if not outputs:
-            hint = "Does it have a SaveImage node?"
-            await self._fail(JobError(code="no_output", message="The workflow ended without a picture.", hint=hint))
+            return JobError(code="upload_failed", message=f"The pictures could not be stored: {error.message}", hint=error.hint)
+        if outputs:
+            return outputs
+        return JobError(code="no_output", message="The workflow ended without a picture.", hint="Does it have a SaveImage node?")
+
+    async def _succeed(self, stored: tuple[Output, ...] | JobError, entry: HistoryEntry, ended_ms: int) -> None:
+        if isinstance(stored, JobError):
+            await self._fail(stored)
             return
         metrics = self.job.metrics.model_copy(update={"upload_ms": now_ms() - ended_ms, **await self._measured_load()})
-        self.job = self.job.model_copy(update={"outputs": outputs, "metrics": metrics, "progress": self._tracker.completed()})
+        self.job = self.job.model_copy(update={"outputs": stored, "metrics": metrics, "progress": self._tracker.completed()})
         await self._finish(JobStatus.SUCCEEDED, output_events(self.job))
-        self._instance.forget_soon(self._prompt.id, files)
+        self._instance.forget_soon(self._prompt.id, entry.files())
 
     async def _measured_load(self) -> dict[str, int]:
         """The instance's own figure for loading, where it has one: better than what its node events tell."""

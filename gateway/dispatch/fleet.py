@@ -127,8 +127,10 @@ class _Kind:
         self.first, self.base_model, self.lora_files = first, first.base_model, first.lora_files
         self.position, self.count, self.since_ms = position, 0, first.waiting_since_ms
         self._row = _verdicts.row_of(first.needs)
-        # An instance that ran out of memory is good enough when there is no other.
-        self._spared = frozenset[str]() if first.avoid >= fleet.ids else first.avoid
+        # An instance that ran out of memory is good enough when no other could run it.
+        self._spared = frozenset[str]()
+        if first.avoid and any(view.id not in first.avoid and self.may_run_on(view) for view in fleet.views):
+            self._spared = first.avoid
 
     def may_run_on(self, view: InstanceView) -> bool:
         if view.id in self._spared:
@@ -145,7 +147,7 @@ class _Fleet:
     """The instances by what placement asks for: with an idle GPU, or with a free slot behind a running job."""
 
     def __init__(self, views: Sequence[InstanceView]) -> None:
-        self.ids = frozenset(view.id for view in views)
+        self.views = views
         self.copies = Counter(view.base_model for view in views)
         self.sets = Counter((view.base_model, view.lora_files) for view in views)
         self.at_work = Counter(view.base_model for view in views if view.slots_used)

@@ -22,6 +22,7 @@ BLOCK_MS = 2000
 RETRY_S = 1.0
 # A listener that falls this far behind is told so and reads the stream itself; nobody waits for it.
 BACKLOG = 1000
+PAGE = 1000
 
 
 @translate_redis
@@ -29,7 +30,7 @@ async def read_events(redis: RedisClient, job_id: str, after: str = "0", limit: 
     """The kept events of a job after the given id, oldest first, at most `limit`."""
     start = "-" if after in ("", "0") else f"({after}"
     entries = await redis.xrange(f"fluxgate:events:{job_id}", min=start, max="+", count=limit)
-    return [Event(entry_id.decode(), fields[b"k"].decode(), fields[b"d"]) for entry_id, fields in entries]
+    return [Event(entry_id.decode(), fields[b"k"].decode(), fields[b"d"], fields[b"s"].decode()) for entry_id, fields in entries]
 
 
 class Subscription:
@@ -149,7 +150,7 @@ class EventFeed:
                 observer(job_id, kind, fields[b"s"].decode(), fields[b"d"])
             listeners = self._subscriptions.get(job_id)
             if listeners and kind != "wake":
-                event = Event(entry_id.decode(), kind, fields[b"d"])
+                event = Event(entry_id.decode(), kind, fields[b"d"], fields[b"s"].decode())
                 for listener in listeners:
                     listener.offer(event)
         self._position = entries[-1][0].decode()
@@ -171,7 +172,10 @@ class EventFeed:
                 if subscription.behind:
                     subscription.behind = False
                     try:
-                        while events := await read_events(self._redis, job_id, last):
+                        more = True
+                        while more:
+                            events = await read_events(self._redis, job_id, last, limit=PAGE)
+                            more = len(events) == PAGE
                             for event in events:
                                 last = event.id
                                 yield event

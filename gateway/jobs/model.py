@@ -47,6 +47,7 @@ class Event(NamedTuple):
     id: str
     kind: str
     data: bytes
+    status: str = ""  # of a status event, so that it need not be parsed to know
 
     def is_after(self, other: str) -> bool:
         return stream_position(self.id) > stream_position(other)

@@ -19,7 +19,7 @@ from comfy_workflows.workflow import Workflow
 from gateway.admission import Wish
 from gateway.auth import Caller
 from gateway.errors import BadRequest, Conflict, NotFound
-from gateway.jobs.model import Job, JobStatus, Priority, now_ms
+from gateway.jobs.model import TERMINAL, Job, JobStatus, Priority, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.presentation import present_job
 from gateway.pricing import estimate_rest_s, estimate_run_s, estimate_wait_s
@@ -91,7 +91,7 @@ class _Door:
     idempotency_key: str | None
 
 
-def _door(
+async def _door(
     prefer: Annotated[str | None, Header(description="`wait=N` holds the answer up to N (60) seconds until the job has ended.")] = None,
     idempotency_key: Annotated[str | None, Header(description="The same key and body again run nothing and get the first answer.")] = None,
 ) -> _Door:
@@ -179,7 +179,8 @@ async def _wait_until_ended(runtime: RuntimeState, job: Job, wait_s: float) -> J
     try:
         async with asyncio.timeout(wait_s):
             async for event in runtime.feed.follow(job.id, idle_s=5.0):
-                if event is None or event.kind == "status":
+                # Only what is the end is parsed.
+                if event is None or (event.kind == "status" and event.status in TERMINAL):
                     current = Job.model_validate_json(event.data) if event else await runtime.store.load(job.id)
                     if current is None or current.is_terminal:
                         return current or job

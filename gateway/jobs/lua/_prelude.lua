@@ -20,7 +20,7 @@ local FEED_LENGTH, STREAM_LENGTH = 50000, 20000
 local function emit(id, kind, status, data, keep)
   local event = redis.call('XADD', 'fluxgate:feed', 'MAXLEN', '~', FEED_LENGTH, '*', 'j', id, 'k', kind, 's', status, 'd', data)
   if keep then
-    redis.call('XADD', 'fluxgate:events:' .. id, 'MAXLEN', '~', STREAM_LENGTH, event, 'k', kind, 'd', data)
+    redis.call('XADD', 'fluxgate:events:' .. id, 'MAXLEN', '~', STREAM_LENGTH, event, 'k', kind, 's', status, 'd', data)
   end
   return event
 end
