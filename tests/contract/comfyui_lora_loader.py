@@ -10,7 +10,6 @@ import re
 import sys
 from typing import Any
 
-
 LATER_BLOCK = re.compile(r"_blocks\.[1-9]")
 
 
