@@ -70,26 +70,28 @@ class Curation:
         return current, Taken(stored, refused, sorted(arrivals.captions), arrivals.notices)
 
     async def _store_all(self, dataset: Dataset, arrivals: Sorted) -> dict[str, DatasetFile]:
+        """Every file of an upload, or none: after the first that fails no other is begun, and what was stored is dropped."""
         waiting: Iterator[tuple[str, Source]] = iter(arrivals.media.items())
         found: dict[str, DatasetFile] = {}
+        faults: list[FluxgateError] = []
 
         async def work() -> None:
-            for name, source in waiting:
-                async with self._turn:
-                    file = await self._store_one(dataset, name, source)
-                if _is_bystander(file):
-                    remedy = "Nothing need be done; pictures, captions and nothing else belong into a dataset."
-                    arrivals.notices.append(warning("file_skipped", name, f"{name} is no picture; it was left out.", remedy))
-                else:
-                    found[name] = file
+            while not faults and (following := next(waiting, None)) is not None:
+                try:
+                    async with self._turn:
+                        found[following[0]] = await self._store_one(dataset, *following)
+                except FluxgateError as fault:
+                    faults.append(fault)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(AT_ONCE):
-                    group.create_task(work())
-        except ExceptionGroup as several:
+        # Not a TaskGroup: it would cancel the other worker, whose upload goes on in its thread and leaves an object behind.
+        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+        if faults:
             await self._drop(dataset.id, [file.key for file in found.values() if file.key])
-            raise several.exceptions[0] from None
+            raise faults[0]
+        for name in [name for name, file in found.items() if _is_bystander(file)]:
+            del found[name]
+            remedy = "Nothing need be done; pictures, captions and nothing else belong into a dataset."
+            arrivals.notices.append(warning("file_skipped", name, f"{name} is no picture; it was left out.", remedy))
         return {name: found[name] for name in arrivals.media if name in found}
 
     async def _store_one(self, dataset: Dataset, name: str, source: Source) -> DatasetFile:
