@@ -95,7 +95,7 @@ def _name(source: Source, result: Sorted) -> str:
         name, number = f"{stem or extension} ({number}){'.' + extension if stem else ''}", number + 1
     if name != wanted:
         message = f"{split_path(source.path)} is called {name} here: another file of this upload is {wanted} already."
-        result.notices.append(warning("name_clash", name, message, "Give the files of all folders different names if that matters."))
+        result.notices.append(warning("name_clash", (name,), message, "Give the files of all folders different names if that matters."))
     return name
 
 
@@ -125,5 +125,5 @@ def _take_text(source: Source, known: Mapping[str, str], result: Sorted) -> None
 def _ownerless(path: str) -> Problem:
     remedy = "Name the caption like its picture: a.png and a.txt."
     return warning(
-        "caption_without_picture", path[:MAX_NAME_LENGTH], f"{path[:MAX_NAME_LENGTH]} belongs to no picture; it was left out.", remedy
+        "caption_without_picture", (path[:MAX_NAME_LENGTH],), f"{path[:MAX_NAME_LENGTH]} belongs to no picture; it was left out.", remedy
     )

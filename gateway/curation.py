@@ -91,7 +91,7 @@ class Curation:
         for name in [name for name, file in found.items() if _is_bystander(file)]:
             del found[name]
             remedy = "Nothing need be done; pictures, captions and nothing else belong into a dataset."
-            arrivals.notices.append(warning("file_skipped", name, f"{name} is no picture; it was left out.", remedy))
+            arrivals.notices.append(warning("file_skipped", (name,), f"{name} is no picture; it was left out.", remedy))
         return {name: found[name] for name in arrivals.media if name in found}
 
     async def _store_one(self, dataset: Dataset, name: str, source: Source) -> DatasetFile:

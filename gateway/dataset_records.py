@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -83,11 +84,11 @@ def fill_caption(caption: str | None, trigger_word: str | None, template: str) -
     return template.replace(TRIGGER_SLOT, trigger_word) if trigger_word else None
 
 
-def error(code: str, name: str, message: str, remedy: str) -> Problem:
-    """A problem of one file that keeps a training from starting."""
-    return Problem(code=code, severity="error", files=(name,), message=message, remedy=remedy)
+def error(code: str, files: Sequence[str], message: str, remedy: str) -> Problem:
+    """A problem that keeps a training from starting."""
+    return Problem(code=code, severity="error", files=tuple(files), message=message, remedy=remedy)
 
 
-def warning(code: str, name: str, message: str, remedy: str) -> Problem:
-    """A problem of one file that a training survives."""
-    return Problem(code=code, severity="warning", files=(name,), message=message, remedy=remedy)
+def warning(code: str, files: Sequence[str], message: str, remedy: str) -> Problem:
+    """A problem that a training survives."""
+    return Problem(code=code, severity="warning", files=tuple(files), message=message, remedy=remedy)

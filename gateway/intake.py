@@ -42,7 +42,7 @@ class Refused(Exception):
 
     def __init__(self, code: str, name: str, message: str, remedy: str) -> None:
         super().__init__(message)
-        self.problem = error(code, name, message, remedy)
+        self.problem = error(code, (name,), message, remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def apply_profile(image: Image.Image, profile: bytes, name: str, is_changed: boo
         return _Pixels(converted, True, ())
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as fault:
         message = f"The colour profile in {name} cannot be used ({str(fault)[:100]}); its colours were taken as sRGB."
-        said = warning("colour_profile_dropped", name, message, "If its colours look wrong, convert it to sRGB and upload it again.")
+        said = warning("colour_profile_dropped", (name,), message, "If its colours look wrong, convert it to sRGB and upload it again.")
         return _Pixels(plain, is_changed, (said,))
 
 
@@ -235,7 +235,7 @@ def clean_caption(text: str, name: str) -> Caption:
     if len(lines) <= 1:
         return Caption(text="".join(lines))
     message = f"The {len(lines)} lines of {name} were joined to one: a trainer would take each for a caption of its own."
-    said = warning("caption_lines_joined", name, message, "Nothing need be done if that reads well; else write it as one line.")
+    said = warning("caption_lines_joined", (name,), message, "Nothing need be done if that reads well; else write it as one line.")
     return Caption(text=" ".join(lines), problems=(said,))
 
 

@@ -34,6 +34,7 @@ LAYERS = {
     "gateway.intake": 1,
     "gateway.likeness": 1,
     "gateway.preflight": 1,
+    "gateway.preflight_rules": 1,
     "gateway.redis_client": 1,  # the one door to Redis, below all that keep something there
     "gateway.jobs.store": 2,
     "gateway.jobs.events": 2,
@@ -65,8 +66,9 @@ BARE = ("gateway", "gateway.jobs")
 FRIENDS = (
     ("gateway.arrivals", "gateway.intake"),
     ("gateway.intake", "gateway.likeness"),
-    ("gateway.preflight", "gateway.buckets"),
-    ("gateway.preflight", "gateway.likeness"),
+    ("gateway.preflight", "gateway.preflight_rules"),
+    ("gateway.preflight_rules", "gateway.buckets"),
+    ("gateway.preflight_rules", "gateway.likeness"),
     ("comfy_workflows", "comfy_workflows"),
     ("gateway.jobs.records", "gateway.jobs.model"),
     ("gateway.jobs.store", "gateway.jobs.events"),

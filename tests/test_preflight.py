@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import preflight
+from gateway import preflight_rules
 from gateway.buckets import Shape, choose_shape, count_steps, form_buckets
 from gateway.dataset_records import Dataset, DatasetFile, Problem, error
 from gateway.likeness import fingerprint
-from gateway.preflight import Report, holds_word, inspect
+from gateway.preflight import Report, inspect
+from gateway.preflight_rules import holds_word
 from tests.dataset_files import draw
 
 
@@ -120,7 +121,7 @@ def with_one(**fields: Any) -> list[DatasetFile]:
     return [*make_many(9), make("odd.png", **fields)]
 
 
-REFUSED = DatasetFile(name="odd.png", problems=(error("picture_broken", "odd.png", "odd.png is broken.", "Send it again."),))
+REFUSED = DatasetFile(name="odd.png", problems=(error("picture_broken", ("odd.png",), "odd.png is broken.", "Send it again."),))
 
 # (name of the rule's code, files, settings, severity, files that are named, words of the remedy)
 CASES: list[tuple[str, list[DatasetFile], dict[str, Any], str, tuple[str, ...], str]] = [
@@ -175,8 +176,8 @@ def test_a_problem_names_its_files_and_its_remedy(
 
 
 def test_every_rule_has_its_case() -> None:
-    source = Path(preflight.__file__).read_text()
-    codes = set(re.findall(r'(?:_error|_warn)\(\s*"(\w+)"|whole = "(\w+)" if .* else "(\w+)"', source))
+    source = Path(preflight_rules.__file__).read_text()
+    codes = set(re.findall(r'(?:error|warning)\(\s*"(\w+)"|whole = "(\w+)" if .* else "(\w+)"', source))
     written = {code for match in codes for code in match if code}
     assert len(written) > 12
     assert written <= {code for code, *_ in CASES}

@@ -20,7 +20,8 @@ from gateway.datasets import absent
 from gateway.errors import NotFound
 from gateway.jobs.model import new_job_id, now_ms
 from gateway.multipart import Form, read_form
-from gateway.preflight import Plan, Report, report
+from gateway.preflight import Report, report
+from gateway.preflight_rules import Plan
 from gateway.presentation import rfc3339
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor
 from gateway.runtime import Runtime as RuntimeState
