@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
@@ -219,3 +221,18 @@ def test_a_hundred_pictures_are_one_upload(datasets: Datasets) -> None:
     dataset = datasets.create(files, trigger_word="TOK")
     assert dataset["file_count"] == 100
     assert datasets.get(dataset["id"], resolution=512, steps=1000)["preflight"]["epochs"] == 10.0
+
+
+def test_an_upload_that_is_broken_off_leaves_nothing(datasets: Datasets) -> None:
+    address = (datasets.http.base_url.host, datasets.http.base_url.port)
+    before = datasets.http.get(DATASETS, params={"limit": 100}).json()
+    head = f"POST {DATASETS} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 100000\r\n\r\n"
+    with socket.create_connection(address) as connection:
+        connection.sendall(head.encode() + b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc')
+    assert datasets.http.get(DATASETS, params={"limit": 100}).json() == before
+
+
+def test_a_cursor_that_is_none_is_refused(datasets: Datasets) -> None:
+    for place in (f"{10**400}:ds_1", "x:ds_1", ""):
+        cursor = base64.urlsafe_b64encode(place.encode()).decode() or "#"
+        read_error(datasets.http.get(DATASETS, params={"cursor": cursor}), 400, "bad_request")

@@ -41,11 +41,11 @@ Admin = Annotated[Caller, Depends(_admin)]
 BaseUrl = Annotated[str, Depends(_base_url)]
 
 
-async def load_own_job(runtime: RuntimeState, caller: Caller, job_id: str) -> Job:
+async def load_own_job(runtime: RuntimeState, caller: Caller, job_id: str, kind: str = "generation") -> Job:
     """The caller's job. Somebody else's is as absent as one that never was."""
     job = await runtime.store.load(job_id)
-    if job is None or job.spec.caller != caller.id:
-        raise NotFound(f"There is no generation {job_id!r}.", code="job_not_found", details={"parameter": "id", "value": job_id})
+    if job is None or job.spec.caller != caller.id or job.spec.kind != kind:
+        raise NotFound(f"There is no {kind} {job_id!r}.", code="job_not_found", details={"parameter": "id", "value": job_id})
     return job
 
 
@@ -60,7 +60,7 @@ def decode_cursor(cursor: str | None) -> tuple[int, str] | None:
         return None
     try:
         created_ms, _, item_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii").partition(":")
-        if not 0 <= int(created_ms) < 1 << 53:
+        if abs(int(created_ms)) >= 1 << 53:
             raise ValueError("no time that Redis can compare")
         return int(created_ms), item_id
     except (ValueError, binascii.Error):
