@@ -83,7 +83,7 @@ class Curation:
                 except FluxgateError as fault:
                     faults.append(fault)
 
-        # Not a TaskGroup: it would cancel the other worker, whose upload goes on in its thread and leaves an object behind.
+        # Not a TaskGroup: it would cancel the other worker, whose object S3 may have taken all the same.
         await asyncio.gather(*(work() for _ in range(AT_ONCE)))
         if faults:
             await self._drop(dataset.id, [file.key for file in found.values() if file.key])
