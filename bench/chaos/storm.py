@@ -37,17 +37,19 @@ class Storm:
     settle_s: float  # after the last fault, until every job has ended
 
 
-def plan(seed: int, jobs: int, parts: list[str], gateways: int, jobs_per_s: float = JOBS_PER_S) -> Storm:
+def plan(seed: int, jobs: int, parts: list[str], gateways: int, jobs_per_s: float, fault_pause_s: tuple[float, float]) -> Storm:
     duration_s = jobs / jobs_per_s
     return Storm(
-        seed, draw_requests(seed, jobs, duration_s, gateways), draw_faults(seed, parts, duration_s, FAULT_PAUSE_S), 60 + jobs / jobs_per_s
+        seed, draw_requests(seed, jobs, duration_s, gateways), draw_faults(seed, parts, duration_s, fault_pause_s), 60 + jobs / jobs_per_s
     )
 
 
-async def run_storm(folder: Path, seed: int, jobs: int, jobs_per_s: float = JOBS_PER_S) -> Verdict:
-    """The whole of it. Raises ChildError when a part cannot be started at all."""
+async def run_storm(
+    folder: Path, seed: int, jobs: int, jobs_per_s: float = JOBS_PER_S, fault_pause_s: tuple[float, float] = FAULT_PAUSE_S
+) -> Verdict:
+    """The whole of it; a fault begins every `fault_pause_s`. Raises ChildError when a part cannot be started at all."""
     plant = Plant(folder)
-    storm = plan(seed, jobs, list(plant.parts), len(plant.gateways), jobs_per_s)
+    storm = plan(seed, jobs, list(plant.parts), len(plant.gateways), jobs_per_s, fault_pause_s)
     async with plant.run():
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=5)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as session:
