@@ -294,19 +294,11 @@ def end_marker(prompt_id: str) -> str:
     return json.dumps({"type": "executing", "data": {"node": None, "prompt_id": prompt_id}})
 
 
-def end_first(frame: Frame) -> Iterable[Frame]:
-    """A prompt's start is followed at once by the marker of its end."""
-    if isinstance(frame, str) and '"type": "execution_start"' in frame[:60]:
-        prompt_id = json.loads(frame)["data"]["prompt_id"]
-        return [frame, end_marker(prompt_id)]
-    return [frame]
-
-
-def add_at_start(make: Callable[[str], Iterable[Frame]]) -> Relay:
-    """After the start of each prompt come the frames that `make` makes for its id."""
+def add_after(kind: str, make: Callable[[str], Iterable[Frame]]) -> Relay:
+    """After each message of this type come the frames that `make` makes for its prompt's id."""
 
     def relay(frame: Frame) -> Iterable[Frame]:
-        if isinstance(frame, str) and '"type": "execution_start"' in frame[:60]:
+        if isinstance(frame, str) and f'"type": "{kind}"' in frame[:60]:
             return [frame, *make(json.loads(frame)["data"]["prompt_id"])]
         return [frame]
 

@@ -156,8 +156,9 @@ async def test_a_200_with_node_errors_fails_the_job_and_leaves_nothing_running(b
 
 async def test_an_empty_history_while_the_queue_holds_the_prompt_is_no_loss(bench: Bench) -> None:
     empty = bench.proxy.add("GET", "/history", faults.answer_with(200, b"{}", "application/json"), times=None)
-    bench.proxy.relay = faults.add_at_start(lambda prompt_id: [faults.end_marker(prompt_id)] * 3)
-    job = await bench.submit()
+    # Each step is followed by the marker of an end that has not come.
+    bench.proxy.relay = faults.add_after("progress", lambda prompt_id: [faults.end_marker(prompt_id)])
+    job = await bench.submit(steps=100)
     await bench.wait(job, lambda _: empty.used >= 3)
     empty.times = 0
     done = await bench.wait(job)
