@@ -15,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: run test check bench contract docs lock clean
+.PHONY: run test test-simpletuner check bench contract docs lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.local-ready
@@ -34,6 +34,12 @@ bench: $(VENV)/.local-ready
 
 contract: $(VENV)/.dev-ready
 	$(BIN)/pytest tests/contract
+
+# The training journey with the real SimpleTuner, in an environment of its own (3 GB, some minutes); not part of `make test`.
+SIMPLETUNER_VENV ?= build/simpletuner-venv
+test-simpletuner: $(VENV)/.dev-ready
+	$(if $(SIMPLETUNER_PYTHON),,tests/simpletuner/install.sh $(SIMPLETUNER_VENV))
+	SIMPLETUNER_PYTHON=$(or $(SIMPLETUNER_PYTHON),$(abspath $(SIMPLETUNER_VENV))/bin/python) $(BIN)/pytest tests/simpletuner
 
 docs: $(VENV)/.local-ready
 	$(BIN)/python docs/generate.py

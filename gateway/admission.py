@@ -44,6 +44,7 @@ class Rendered:
 
     spec: JobSpec
     graph: Graph
+    loras: tuple[Lora, ...] = ()
 
 
 def translate_workflow_error(error: WorkflowError) -> FluxgateError:
@@ -88,7 +89,7 @@ class Admission:
         With a `key` seen before, the job is that of the first request.
         """
         rendered = await self.prepare(wish, caller)
-        await self._check_fleet(rendered.spec.needs)
+        await self._check_fleet(self._beside_published(rendered.spec, rendered.loras))
         graph = json.dumps(rendered.graph, ensure_ascii=False).encode()
         spec = self._with_cache_key(rendered.spec, wish, graph)
         reuse = wish.cache == "use"
@@ -128,7 +129,7 @@ class Admission:
             raise Unprocessable(error.message, code=error.code, hint=error.hint, details=error.details) from error
         except WorkflowError as error:
             raise translate_workflow_error(error) from error
-        return Rendered(self._spec(wish, caller, workflow, filled, loras, graph, job_id), graph)
+        return Rendered(self._spec(wish, caller, workflow, filled, loras, graph, job_id), graph, tuple(loras))
 
     def _spec(
         self, wish: Wish, caller: Caller, workflow: Workflow, filled: Filled, loras: list[Lora], graph: Graph, job_id: str
@@ -150,6 +151,12 @@ class Admission:
             queue_timeout_s=self._settings.queue_timeout_s,
             created_ms=now_ms(),
         )
+
+    @staticmethod
+    def _beside_published(spec: JobSpec, loras: tuple[Lora, ...]) -> Needs:
+        """What must be there already. Published LoRAs are brought to the instances by the dispatchers: the job waits for them."""
+        coming = {lora.file for lora in loras if lora.sha256}
+        return spec.needs.model_copy(update={"choices": tuple(choice for choice in spec.needs.choices if choice[2] not in coming)})
 
     async def _check_fleet(self, needs: Needs) -> None:
         """Refuse what no instance that is up could run. While none is up the job may wait: what they have is not known."""

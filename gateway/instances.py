@@ -25,7 +25,7 @@ class InstanceFacts(BaseModel):
     model_config = ConfigDict(extra="ignore")
     id: str
     url: str
-    state: str  # up, resting (breaker open), draining, down
+    state: str  # up, resting (breaker open), draining, training (its GPU is lent to one), down
     version: str | None = None
     kind: str = "comfyui"
     device: str | None = None

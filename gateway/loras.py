@@ -21,7 +21,23 @@ class Lora(BaseModel):
     family: str | None = None
     base_model: str | None = None
     trigger_word: str | None = None
+    # Of those published here; a file that only lies on an instance has none of these.
+    sha256: str | None = None
+    size_bytes: int | None = None
+    rank: int | None = None
+    format: str | None = None
+    patched_layers: int | None = None
+    training: str | None = None
+    created_ms: int | None = None
+    # Jobs that drew the same seed without and with it.
+    before: str | None = None
+    after: str | None = None
     instances: list[str] = Field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Where a published file lies in the bucket."""
+        return f"loras/{self.file}"
 
 
 _LORAS = TypeAdapter(list[Lora])
@@ -65,9 +81,30 @@ class LoraRegistry:
             await self._redis.hdel("fluxgate:loras", *gone)
 
     @translate_redis
+    async def announce(self, lora: Lora) -> None:
+        """A published LoRA, or what is newly known of it. Its name stands for the newest file published under it."""
+        await self._redis.hset("fluxgate:published", lora.file, lora.model_dump_json(exclude={"instances"}))
+
+    @translate_redis
+    async def claim_pictures(self, file: str) -> bool:
+        """Whether the before and after pictures are the asker's to queue; told to one asker in ten minutes."""
+        return bool(await self._redis.set(f"fluxgate:pictures:{file}", 1, nx=True, ex=600))
+
+    @translate_redis
+    async def withdraw(self, file: str) -> None:
+        """Forget a published LoRA; instances that have the file keep it until it is removed there."""
+        await self._redis.hdel("fluxgate:published", file)
+
+    @translate_redis
+    async def published(self) -> list[Lora]:
+        """Every published LoRA, oldest first; instances are not told."""
+        loras = [Lora.model_validate_json(raw) for raw in (await self._redis.hgetall("fluxgate:published")).values()]
+        return sorted(loras, key=lambda lora: (lora.created_ms or 0, lora.file))
+
+    @translate_redis
     async def all(self) -> list[Lora]:
-        """Every LoRA that some instance has, by name."""
-        merged: dict[str, Lora] = {}
+        """Every LoRA that is published or that some instance has, by name."""
+        merged = {lora.file: lora for lora in await self.published()}
         for instance, raw in (await self._redis.hgetall("fluxgate:loras")).items():
             for lora in _LORAS.validate_json(raw):
                 merged.setdefault(lora.file, lora).instances.append(instance.decode())
@@ -78,8 +115,9 @@ class LoraRegistry:
         wanted = list(names)
         if not wanted:
             return []
-        known = {lora.name: lora for lora in await self.all()}
-        by_file = {lora.file: lora for lora in known.values()}
+        everything = sorted(await self.all(), key=lambda lora: lora.created_ms or 0)
+        known = {lora.name: lora for lora in everything}  # of several with one name the newest
+        by_file = {lora.file: lora for lora in everything} | {lora.file.rpartition(".")[0]: lora for lora in everything}
         found = []
         for name in wanted:
             lora = known.get(name) or by_file.get(name)

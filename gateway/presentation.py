@@ -33,6 +33,8 @@ def present_job(
     job: Job, *, base_url: str, storage: Storage, queue_position: int | None = None, eta_s: float | None = None
 ) -> dict[str, Any]:
     """The job's fields as documented in the API."""
+    if job.spec.kind == "training":
+        return present_training(job, base_url=base_url)
     spec, home = job.spec, f"{base_url}/v1/generations/{job.id}"
     return {
         "id": job.id,
@@ -60,4 +62,33 @@ def present_job(
         "started_at": rfc3339(job.started_ms),
         "finished_at": rfc3339(job.finished_ms),
         "urls": {"self": home, "events": f"{home}/events", "cancel": f"{home}/cancel", "workflow": f"{home}/workflow"},
+    }
+
+
+_INTERNAL = ("family", "source", "run")
+
+
+def present_training(job: Job, *, base_url: str) -> dict[str, Any]:
+    """A training as callers see it: a job like any other, with what it published."""
+    spec, home = job.spec, f"{base_url}/v1/trainings/{job.id}"
+    parameters = {name: value for name, value in spec.parameters.items() if name not in _INTERNAL}
+    return {
+        "id": job.id,
+        "object": "training",
+        "status": job.status.value,
+        "name": parameters["name"],
+        "dataset": parameters["dataset"],
+        "base": spec.base_model,
+        "parameters": parameters,
+        "seed": spec.seed,
+        "metadata": spec.metadata,
+        "progress": job.progress.model_dump(),
+        "lora": job.lora,
+        "error": job.error.model_dump() if job.error else None,
+        "metrics": job.metrics.model_dump(),
+        "attempts": job.attempts,
+        "created_at": rfc3339(spec.created_ms),
+        "started_at": rfc3339(job.started_ms),
+        "finished_at": rfc3339(job.finished_ms),
+        "urls": {"self": home, "events": f"{home}/events", "cancel": f"{home}/cancel", "resume": f"{home}/resume"},
     }

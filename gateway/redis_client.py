@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
+from redis import Redis as SyncRedis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry  # redis.retry's never awaits, so it never sees an error to retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
+from rq import Queue, Worker
 
 from gateway.errors import RedisUnavailable
 
@@ -22,6 +24,7 @@ RedisClient: TypeAlias = Any
 FOREIGN = (RedisError, OSError)
 TIMEOUT_S = 5.0
 CONNECTIONS = 64
+TRAINING_QUEUE = "training"
 
 
 def connect_redis(url: str) -> RedisClient:
@@ -61,3 +64,20 @@ def translate_redis(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P
             raise RedisUnavailable(f"Redis did not answer: {error}") from error
 
     return wrapped
+
+
+def enqueue_task(url: str, queue_name: str, task: str, job_id: str, timeout_s: int) -> None:
+    """Put a call of `task(job_id)` into RQ's queue unless it waits there already. Blocks; raises RedisUnavailable."""
+    try:
+        with SyncRedis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S) as connection:
+            queue = Queue(queue_name, connection=connection)
+            if job_id not in queue.job_ids:
+                queue.enqueue(task, job_id, job_id=job_id, job_timeout=timeout_s, result_ttl=3600, failure_ttl=3600)
+    except FOREIGN as error:
+        raise RedisUnavailable(f"Redis did not answer: {error}") from error
+
+
+def work_on(url: str, queue_name: str) -> None:
+    """RQ's worker on one queue, until it is told to stop: each task in a process of its own."""
+    with SyncRedis.from_url(url) as connection:
+        Worker([Queue(queue_name, connection=connection)], connection=connection).work(logging_level="WARNING")

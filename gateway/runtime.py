@@ -17,19 +17,23 @@ import aiohttp
 import comfy_workflows
 from comfy_workflows.catalog import Catalog
 from gateway.admission import Admission
+from gateway.before_after import BeforeAfter
 from gateway.curation import Curation
 from gateway.datasets import DatasetStore
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import RedisUnavailable, StorageUnavailable
+from gateway.gpu import GpuLease
 from gateway.instances import FleetRegistry, InstanceRegistry
 from gateway.jobs.events import BLOCK_MS, EventFeed
 from gateway.jobs.records import Limits
 from gateway.jobs.store import JobStore
+from gateway.jobs.trainings import TrainingStore
 from gateway.loras import LoraRegistry
 from gateway.redis_client import RedisClient, connect_reader, connect_redis
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
+from gateway.training import Trainings
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,8 @@ class Runtime:
     admission: Admission
     datasets: DatasetStore
     curation: Curation
+    trainings: Trainings
+    gpu: GpuLease | None
     metrics: Metrics
     dispatcher: Dispatcher | None
 
@@ -104,16 +110,21 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         feed, loras, registry, fleet = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
         datasets = DatasetStore(redis)
         admission = Admission(settings, catalog, store, storage, loras, registry)
-        dispatcher = Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics) if dispatch else None
+        trainings = Trainings(settings, catalog, TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits), datasets)
+        gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
+        dispatcher = Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics, gpu) if dispatch else None
         await _open_feed(feed)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_ensure_bucket(storage)), group.create_task(_essential("the event feed", feed.run()))]
             if dispatcher is not None:
                 tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
+                tasks.append(group.create_task(_essential("the watch over trainings", trainings.watch())))
+                pictures = BeforeAfter(admission, store, loras)
+                tasks.append(group.create_task(_essential("the before and after pictures", pictures.watch())))
             try:
                 curation = Curation(datasets, storage)
                 places = (store, feed, storage, loras, registry, fleet)
-                yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, metrics, dispatcher)
+                yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, trainings, gpu, metrics, dispatcher)
             finally:
                 for task in tasks:
                     task.cancel()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.client import Config
@@ -87,7 +89,7 @@ class Storage:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
-        except (ClientError, BotoCoreError) as error:
+        except (ClientError, BotoCoreError, Boto3Error) as error:
             raise StorageUnavailable(f"S3 did not do it: {error}", details={"bucket": self.bucket}) from error
 
     async def ensure_bucket(self) -> None:
@@ -124,6 +126,14 @@ class Storage:
             raise StorageUnavailable(f"S3 did not do it: {error}", details={"bucket": self.bucket}) from error
         if response.status != 200:
             raise StorageUnavailable(f"S3 answered {response.status}: {said[:200]!r}", details={"bucket": self.bucket})
+
+    async def put_file(self, key: str, path: Path, content_type: str = "application/octet-stream") -> None:
+        """Store a file of any size, in parts."""
+        await self._call(self._client.upload_file, str(path), self.bucket, key, ExtraArgs={"ContentType": content_type})
+
+    async def get_file(self, key: str, path: Path) -> None:
+        """Fetch an object of any size into a file."""
+        await self._call(self._client.download_file, self.bucket, key, str(path))
 
     async def get(self, key: str) -> bytes:
         """The object's bytes."""

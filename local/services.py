@@ -157,3 +157,26 @@ class Gateway(Child):
             # Longer than its own limit for open streams and running uploads.
             grace_s=15.0,
         )
+
+
+class TrainerWorker(Child):
+    """Waits for trainings. Told by the same environment as the gateway."""
+
+    def __init__(self, state_dir: Path, redis_url: str, env: Mapping[str, str]) -> None:
+        self._redis_url = redis_url
+        super().__init__(
+            "trainer",
+            [sys.executable, "-m", "trainer_worker"],
+            env=env,
+            log_path=state_dir / "logs" / "trainer.log",
+            is_ready=self._ask,
+            grace_s=10.0,
+        )
+
+    def _ask(self) -> str | None:
+        try:
+            with redis.Redis.from_url(self._redis_url, socket_timeout=2.0) as connection:
+                names = connection.smembers("rq:workers:training")
+        except redis.RedisError as error:
+            return f"{self._redis_url}: {error}"
+        return None if names else "the worker has not said that it waits for trainings"

@@ -4,6 +4,7 @@ It knows what to start, in which order, and what an address given from outside r
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -15,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import local.tinyflux
 from local.child import Child, ChildError, pick_free_port
-from local.services import Engine, Gateway, RedisServer, S3Server
+from local.services import Engine, Gateway, RedisServer, S3Server, TrainerWorker
 
 WATCH_S = 0.2
 DEFAULT_PORT = 8000
@@ -136,6 +138,23 @@ def plan_comfyui(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> N
     plan.gateway_env["COMFYUI_URLS"] = urls
 
 
+def plan_training(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> None:
+    """The small trainer, or SimpleTuner where SIMPLETUNER_PYTHON names its interpreter; TRAINER=off does without."""
+    trainer = env.get("TRAINER") or ("simpletuner" if env.get("SIMPLETUNER_PYTHON") else "tiny")
+    plan.gateway_env["TRAINER"] = trainer
+    if trainer == "off":
+        return
+    model_dir = str(Path(local.tinyflux.__file__).parent / "model")
+    plan.gateway_env |= {
+        "TRAINING_DIR": str(state_dir.absolute() / "training"),
+        "BASE_MODEL_PATHS": env.get("BASE_MODEL_PATHS") or json.dumps({"tinyflux": model_dir}),
+    }
+    if not env.get("COMFYUI_URLS"):
+        plan.gateway_env["LORA_DIR"] = str(state_dir.absolute() / "comfyui" / "models" / "loras")
+    plan.children.append(TrainerWorker(state_dir, plan.gateway_env["REDIS_URL"], plan.gateway_env))
+    plan.addresses["trainer"] = trainer
+
+
 def plan_deployment(env: Mapping[str, str], state_dir: Path) -> tuple[Deployment, Gateway]:
     """Decide what to start; nothing runs yet. The gateway comes last, it needs all others."""
     host, port = env.get("HOST") or "127.0.0.1", read_port(env, "PORT") or DEFAULT_PORT
@@ -144,6 +163,7 @@ def plan_deployment(env: Mapping[str, str], state_dir: Path) -> tuple[Deployment
     plan_redis(plan, env, state_dir)
     plan_s3(plan, env, state_dir)
     plan_comfyui(plan, env, state_dir)
+    plan_training(plan, env, state_dir)
     gateway = Gateway(state_dir, host, port, plan.gateway_env)
     plan.children.append(gateway)
     return plan, gateway
@@ -153,9 +173,10 @@ def plan_deployment(env: Mapping[str, str], state_dir: Path) -> tuple[Deployment
 def running(children: list[Child]) -> Iterator[None]:
     """Start all, the slow ones side by side, and stop them in the opposite order whatever happens."""
     started: list[Child] = []
-    *servers, gateway = children
+    # The gateway and the trainer need the servers.
+    ours = [child for child in children if isinstance(child, Gateway | TrainerWorker)]
     try:
-        for group in (servers, [gateway]):
+        for group in ([child for child in children if child not in ours], ours):
             for child in group:
                 started.append(child)
                 child.start()

@@ -19,7 +19,9 @@ from gateway.dispatch.execution import Execution, LeaseLost
 from gateway.dispatch.fleet import Candidate, choose, date_line
 from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
-from gateway.errors import FluxgateError, RedisUnavailable
+from gateway.dispatch.lora_disk import LoraDisk
+from gateway.errors import FluxgateError, InstanceError, RedisUnavailable
+from gateway.gpu import GpuLease
 from gateway.instances import FleetRegistry, InstanceRegistry, Member, instance_id
 from gateway.jobs.events import EventFeed
 from gateway.jobs.model import TERMINAL, EventKind, Job, JobError, JobStatus, now_ms
@@ -54,6 +56,7 @@ class Dispatcher:
         fleet: FleetRegistry,
         loras: LoraRegistry,
         metrics: Metrics,
+        gpu: GpuLease | None = None,
     ) -> None:
         self._settings, self._store, self._registry, self._loras, self._metrics = settings, store, registry, loras, metrics
         self._ingest = Ingest(storage, tries=settings.upload_tries)
@@ -63,6 +66,8 @@ class Dispatcher:
         self._executions: dict[str, Execution] = {}
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
         self._measured: dict[tuple[str, str], list[int]] = {}
+        self._gpu = gpu
+        self._lora_disk = LoraDisk(settings.lora_dir, storage, settings.lora_dir_max_bytes) if settings.lora_dir else None
         self._interrupted: list[Claim] = []
         self._fleet_known = asyncio.Event()
         self._wake = asyncio.Event()
@@ -76,6 +81,8 @@ class Dispatcher:
                 group.create_task(self._follow_fleet(group))
                 group.create_task(self._keep_leases(group))
                 group.create_task(self._place_for_ever(group))
+                if self._lora_disk is not None:
+                    group.create_task(self._bring_loras(self._lora_disk))
         finally:
             await self._give_leases_back()
 
@@ -94,6 +101,8 @@ class Dispatcher:
             if wanted is not None:
                 self._reconcile(group, wanted)
                 self._fleet_known.set()
+            with suppress(RedisUnavailable):
+                await self._take_turns()
             await asyncio.sleep(FLEET_S)
 
     async def _forget_others(self, wanted: dict[str, Member]) -> Set[str] | None:
@@ -102,6 +111,31 @@ class Dispatcher:
         except RedisUnavailable:
             return None
         return wanted.keys()
+
+    async def _bring_loras(self, disk: LoraDisk) -> None:
+        while True:
+            try:
+                await disk.bring(await self._loras.published())
+            except (RedisUnavailable, OSError) as error:
+                log.warning("LoRAs not brought", extra={"error": str(error)})
+            await asyncio.sleep(FLEET_S)
+
+    async def _take_turns(self) -> None:
+        """While a training holds the GPU its instances take nothing new; once empty they let go of their models and say so."""
+        if self._gpu is None:
+            return
+        holder = await self._gpu.holder()
+        for instance in self._instances.values():
+            was_yielding, instance.yielding = instance.yielding, holder is not None
+            if holder is None:
+                if was_yielding:
+                    self._wake.set()
+            elif not instance.held and not await self._store.slots_used(instance.id):
+                if instance.freed_for != holder:
+                    with suppress(InstanceError):
+                        await instance.client.free()
+                        instance.freed_for = holder
+                await self._gpu.say_drained(holder, instance.id)
 
     def _reconcile(self, group: asyncio.TaskGroup, wanted: dict[str, Member]) -> None:
         for name, member in wanted.items():

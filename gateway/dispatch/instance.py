@@ -39,6 +39,8 @@ class Instance:
         self.catalog: Catalog | None = None
         self.breaker = Breaker()
         self.draining = False
+        self.yielding = False  # a training has the GPU
+        self.freed_for: str | None = None
         self.held: set[str] = set()  # jobs of this process that hold a slot
         self.load = Load(0, None, frozenset())  # over all processes, as of the last look
         self._to_forget: list[str] = []
@@ -58,7 +60,13 @@ class Instance:
     @property
     def may_take_more(self) -> bool:
         """A cheap look before Redis is asked: no job of another process is counted."""
-        return self.is_usable and not self.draining and len(self.held) < self.slots and self.breaker.allows(len(self.held))
+        return (
+            self.is_usable
+            and not self.draining
+            and not self.yielding
+            and len(self.held) < self.slots
+            and self.breaker.allows(len(self.held))
+        )
 
     def view(self) -> InstanceView:
         used = max(self.load.slots_used, len(self.held))
@@ -144,6 +152,8 @@ class Instance:
             return "down"
         if self.draining:
             return "draining"
+        if self.yielding:
+            return "training"
         return "up" if self.breaker.state == "closed" else "resting"
 
     async def _publish(self, registry: InstanceRegistry) -> None:

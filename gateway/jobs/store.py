@@ -222,6 +222,11 @@ class JobStore:
         return [job_id.decode() for job_id in answer[0]], loads
 
     @translate_redis
+    async def slots_used(self, instance: str) -> int:
+        """Jobs of all processes that hold a slot there."""
+        return int(await self._redis.scard(f"fluxgate:slots:{instance}"))
+
+    @translate_redis
     async def claim(
         self,
         job_id: str,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import StreamingResponse
 
 from gateway.errors import BadRequest, RedisUnavailable
@@ -46,6 +46,10 @@ class EventPresenter:
         if event.kind == EventKind.OUTPUT:
             output = present_output(Output.model_validate_json(event.data), self._runtime.storage)
             return _frame(event.kind, json.dumps(output), event_id)
+        if event.kind == EventKind.SAMPLE:
+            sample = json.loads(event.data)
+            sample["url"] = self._runtime.storage.sign(sample.pop("key"))
+            return _frame(event.kind, json.dumps(sample), event_id)
         return _frame(event.kind, event.data.decode(), event_id)
 
 
@@ -84,24 +88,46 @@ async def _is_gone(runtime: RuntimeState, job_id: str) -> bool:
         return False
 
 
-# POST as well: some tunnels hold back the body of a GET until it is whole.
-@router.post("/generations/{job_id}/events", response_class=StreamingResponse, operation_id="stream_events_by_post")
-@router.get("/generations/{job_id}/events", response_class=StreamingResponse, operation_id="stream_events")
-async def stream_events(
-    job_id: str,
-    runtime: Runtime,
-    caller: CurrentCaller,
-    base_url: BaseUrl,
+class _Place(NamedTuple):
+    """Where in a stream to go on, and what to leave out."""
+
+    after: str
+    previews: bool
+
+
+async def _place(
     after: Annotated[str | None, Query(description="Event id to go on after; `Last-Event-ID` says the same.")] = None,
     previews: Annotated[bool, Query(description="Also send pictures of the work in progress.")] = False,
     last_event_id: Annotated[str | None, Header()] = None,
-) -> StreamingResponse:
-    """The job now, then every event with its id, then the live ones; the stream ends after the terminal status."""
+) -> _Place:
     position = last_event_id or after or "0"
     if not _EVENT_ID.fullmatch(position):
         raise BadRequest(
             "That is no event id.", details={"parameter": "after", "value": position[:100], "allowed": "an id from this stream"}
         )
-    job = await load_own_job(runtime, caller, job_id)
-    body = _stream(runtime, job, base_url, position, previews)
+    return _Place(position, previews)
+
+
+Place = Annotated[_Place, Depends(_place)]
+
+
+def _answer(runtime: RuntimeState, job: Job, base_url: str, place: _Place) -> StreamingResponse:
+    body = _stream(runtime, job, base_url, place.after, place.previews)
     return StreamingResponse(body, media_type="text/event-stream", headers=_HEADERS)
+
+
+# POST as well: some tunnels hold back the body of a GET until it is whole.
+@router.post("/generations/{job_id}/events", response_class=StreamingResponse, operation_id="stream_events_by_post")
+@router.get("/generations/{job_id}/events", response_class=StreamingResponse, operation_id="stream_events")
+async def stream_events(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, place: Place) -> StreamingResponse:
+    """The job now, then every event with its id, then the live ones; the stream ends after the terminal status."""
+    return _answer(runtime, await load_own_job(runtime, caller, job_id), base_url, place)
+
+
+@router.post("/trainings/{job_id}/events", response_class=StreamingResponse, operation_id="stream_training_events_by_post")
+@router.get("/trainings/{job_id}/events", response_class=StreamingResponse, operation_id="stream_training_events")
+async def stream_training_events(
+    job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, place: Place
+) -> StreamingResponse:
+    """The training now, then its events: stages, steps with loss, checkpoints, samples."""
+    return _answer(runtime, await load_own_job(runtime, caller, job_id, "training"), base_url, place)

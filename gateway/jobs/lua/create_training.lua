@@ -1,7 +1,7 @@
 -- now, id, caller, created_ms, spec, event, caller limit, idempotency key, body hash, idempotency ttl_s
 --   ->  {'created'} · {'replay', body hash, job id} · {'caller_full', jobs}
--- A training stands in the worker's queue, not in the dispatchers'. Its lease starts out as run down: until a worker claims it,
--- whoever looks for lost trainings sees it, so that a crash between here and that queue forgets nothing.
+-- A training stands in the worker's queue, not in the dispatchers'. Until a worker claims it,
+-- whoever looks for lost trainings sees it after a few seconds, so that a crash between here and that queue forgets nothing.
 local now, id, caller, idempotency = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[8]
 local key = job_key(id)
 if redis.call('EXISTS', key) == 1 then return {'created'} end
@@ -18,6 +18,6 @@ end
 redis.call('HSET', key, 'spec', ARGV[5], 'kind', 'training', 'status', 'queued', 'caller', caller, 'attempts', 0, 'revision', 0)
 redis.call('ZADD', 'fluxgate:trainings:' .. caller, ARGV[4], id)
 redis.call('SADD', 'fluxgate:active:' .. caller, id)
-redis.call('ZADD', 'fluxgate:leases:training', now, id)
+redis.call('ZADD', 'fluxgate:leases:training', now + 5000, id)
 emit(id, 'status', 'queued', ARGV[6], true)
 return {'created'}

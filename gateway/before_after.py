@@ -1,0 +1,50 @@
+"""A before and an after picture for every LoRA that is published: the same prompt and seed without it and with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from gateway.admission import Admission, Wish
+from gateway.auth import Caller
+from gateway.errors import FluxgateError
+from gateway.jobs.store import JobStore
+from gateway.loras import Lora, LoraRegistry
+
+log = logging.getLogger(__name__)
+
+WATCH_S = 2.0
+SEED = 42
+
+
+class BeforeAfter:
+    """Queues the two generations once an instance has the file; they belong to the training's caller."""
+
+    def __init__(self, admission: Admission, store: JobStore, loras: LoraRegistry) -> None:
+        self._admission, self._store, self._loras = admission, store, loras
+
+    async def watch(self) -> None:
+        """For ever. What cannot be drawn now is tried again later."""
+        while True:
+            try:
+                for lora in await self._loras.all():
+                    if lora.training and lora.instances and not lora.after and await self._loras.claim_pictures(lora.file):
+                        await self._draw(lora)
+            except FluxgateError as error:
+                log.warning("before and after not drawn", extra={"error": error.message})
+            await asyncio.sleep(WATCH_S)
+
+    async def _draw(self, lora: Lora) -> None:
+        training = await self._store.load(lora.training or "")
+        if training is None:
+            return
+        prompts = training.spec.parameters.get("sample_prompts") or [lora.trigger_word or lora.name]
+        caller = Caller(training.spec.caller, frozenset({"generate"}))
+        ids = []
+        for weight in (0.0, 1.0):
+            parameters = {"prompt": prompts[0], "seed": SEED, "base_model": lora.base_model, "width": 512, "height": 512}
+            lora_use = {"name": lora.file, "weight": weight}
+            wish = Wish(None, {**parameters, "loras": [lora_use]}, metadata={"lora": lora.name, "weight": weight})
+            ids.append((await self._admission.admit(wish, caller)).id)
+        before, after = ids
+        await self._loras.announce(lora.model_copy(update={"before": before, "after": after}))

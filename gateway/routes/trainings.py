@@ -1,0 +1,83 @@
+"""`/v1/trainings`: LoRA trainings as jobs. Their events are in the events file, their data sets have routes of their own."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import JSONResponse
+
+from gateway.errors import Conflict
+from gateway.jobs.model import Job
+from gateway.jobs.records import IdempotencyKey
+from gateway.presentation import present_training
+from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, load_own_job
+from gateway.training import TrainingRequest
+
+router = APIRouter(prefix="/v1/trainings", tags=["trainings"])
+
+
+@router.post("", status_code=202, response_class=JSONResponse)
+async def create_training(
+    request: TrainingRequest,
+    runtime: Runtime,
+    caller: CurrentCaller,
+    base_url: BaseUrl,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> JSONResponse:
+    """Train a LoRA. What would fail late is refused now; `urls.events` shows stages, loss and samples."""
+    key = None
+    if idempotency_key:
+        body_hash = hashlib.sha256(b"training" + request.model_dump_json().encode()).hexdigest()
+        key = IdempotencyKey(caller.id, idempotency_key, body_hash)
+    return _accepted(await runtime.trainings.admit(request, caller, key), base_url)
+
+
+def _accepted(job: Job, base_url: str) -> JSONResponse:
+    body = present_training(job, base_url=base_url)
+    return JSONResponse(body, 202, headers={"Location": body["urls"]["self"]})
+
+
+@router.get("")
+async def list_trainings(
+    runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> dict[str, Any]:
+    """The caller's newest trainings."""
+    jobs = await runtime.trainings.newest(caller, limit)
+    return {"data": [present_training(job, base_url=base_url) for job in jobs], "next_cursor": None}
+
+
+@router.get("/{job_id}")
+async def get_training(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> dict[str, Any]:
+    """The training as it stands."""
+    return present_training(await load_own_job(runtime, caller, job_id, "training"), base_url=base_url)
+
+
+@router.post("/{job_id}/cancel")
+async def cancel_training(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> dict[str, Any]:
+    """Stop it within seconds; its last checkpoint stays, to go on from."""
+    await load_own_job(runtime, caller, job_id, "training")
+    await runtime.store.cancel(job_id)
+    return present_training(await load_own_job(runtime, caller, job_id, "training"), base_url=base_url)
+
+
+@router.post("/{job_id}/resume", status_code=202, response_class=JSONResponse)
+async def resume_training(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> JSONResponse:
+    """Go on from the newest checkpoint of a training that has ended, as a new job with the same settings."""
+    earlier = await load_own_job(runtime, caller, job_id, "training")
+    if not earlier.is_terminal:
+        raise Conflict(f"{job_id} is {earlier.status}.", code="job_not_ended", hint="Cancel it first.", details={"status": earlier.status})
+    asked = {name: value for name, value in earlier.spec.parameters.items() if name in TrainingRequest.model_fields}
+    request = TrainingRequest.model_validate({**asked, "base": earlier.spec.base_model, "resume_from": job_id})
+    return _accepted(await runtime.trainings.admit(request, caller), base_url)
+
+
+@router.delete("/{job_id}")
+async def delete_training(job_id: str, runtime: Runtime, caller: CurrentCaller) -> dict[str, Any]:
+    """Forget a training that has ended: its record and events. The LoRA it published stays."""
+    job = await load_own_job(runtime, caller, job_id, "training")
+    if not job.is_terminal:
+        raise Conflict(f"{job.id} is {job.status}.", code="job_not_ended", hint="Cancel it first.", details={"status": job.status})
+    await runtime.store.delete(job_id)
+    return {"id": job_id, "object": "training.deleted"}
