@@ -52,13 +52,14 @@ def draw_faults(seed: int, parts: Sequence[str], duration_s: float, pause_s: tup
     draw.shuffle(due)
     faults, at_s, free_at = list[Fault](), draw.uniform(*pause_s), dict[str, float]()
     while at_s < duration_s:
-        kind, act = due.pop() if due else (draw.choices(kinds, [KINDS[kind][0] for kind in kinds])[0], draw.choice(ACTS))
-        part = draw.choice([part for part in parts if part.partition("-")[0] == kind])
-        away_s = round(draw.uniform(0.2, KINDS[kind][2 if act == "pause" else 1]), 2)
+        kind, act = due[-1] if due else (draw.choices(kinds, [KINDS[kind][0] for kind in kinds])[0], draw.choice(ACTS))
         # A part that is away, or just back, is left alone.
-        if free_at.get(part, 0.0) <= at_s:
+        free = [part for part in parts if part.partition("-")[0] == kind and free_at.get(part, 0.0) <= at_s]
+        if free:
+            part, away_s = draw.choice(free), round(draw.uniform(0.2, KINDS[kind][2 if act == "pause" else 1]), 2)
             faults.append(Fault(round(at_s, 2), act, part, away_s))
             free_at[part] = at_s + away_s + 1.0
+            del due[-1:]
         at_s += draw.uniform(*pause_s)
     return faults
 
