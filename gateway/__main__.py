@@ -17,6 +17,8 @@ from gateway.settings import Settings
 from gateway.telemetry import configure_logging
 
 STOP_S = 10
+# Longer than clients and proxies keep theirs: a connection is never closed under a request that is on its way.
+KEEP_ALIVE_S = 90
 
 
 class GatewayServer(uvicorn.Server):
@@ -49,7 +51,13 @@ def main() -> int:
         print(f"fluxgate: {error.message} {error.hint or ''}".rstrip(), file=sys.stderr)
         return 2
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_config=None, access_log=False, timeout_graceful_shutdown=STOP_S
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=STOP_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
     GatewayServer(config, app).run()
     return 0

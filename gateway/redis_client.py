@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from redis import Redis as SyncRedis
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry  # redis.retry's never awaits, so it never sees an error to retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import RedisError
@@ -23,15 +23,14 @@ R = TypeVar("R")
 RedisClient: TypeAlias = Any
 FOREIGN = (RedisError, OSError)
 TIMEOUT_S = 5.0
-CONNECTIONS = 64
+# As many as there are calls at one time; a bound only against a leak.
+CONNECTIONS = 2000
 TRAINING_QUEUE = "training"
 
 
 def connect_redis(url: str) -> RedisClient:
     """A client for commands. One quick retry heals a connection that died while idle; every script bears being sent twice."""
-    pool = BlockingConnectionPool.from_url(
-        url, max_connections=CONNECTIONS, timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S, retry=Retry(ConstantBackoff(0.05), 1)
-    )
+    pool = ConnectionPool.from_url(url, max_connections=CONNECTIONS, socket_timeout=TIMEOUT_S, retry=Retry(ConstantBackoff(0.05), 1))
     return Redis(connection_pool=pool)
 
 

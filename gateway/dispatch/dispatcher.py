@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from contextlib import suppress
 
 import aiohttp
@@ -20,9 +21,10 @@ from gateway.dispatch.fleet import Candidate, choose, date_line
 from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
 from gateway.dispatch.lora_disk import LoraDisk
-from gateway.errors import FluxgateError, InstanceError, RedisUnavailable
+from gateway.dispatch.roster import Roster
+from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.gpu import GpuLease
-from gateway.instances import FleetRegistry, InstanceRegistry, Member, instance_id
+from gateway.instances import FleetRegistry, InstanceRegistry
 from gateway.jobs.events import EventFeed
 from gateway.jobs.model import TERMINAL, EventKind, Job, JobError, JobStatus, now_ms
 from gateway.jobs.records import Claim
@@ -38,8 +40,8 @@ log = logging.getLogger(__name__)
 LOOK_AHEAD = 32
 REMEMBERED = 4096
 IDLE_S = 1.0
-FLEET_S = 1.0
 CONTENTION_S = 0.005
+LINE_S = 0.05
 
 
 class Dispatcher:
@@ -58,19 +60,19 @@ class Dispatcher:
         metrics: Metrics,
         gpu: GpuLease | None = None,
     ) -> None:
-        self._settings, self._store, self._registry, self._loras, self._metrics = settings, store, registry, loras, metrics
+        self._settings, self._store, self._metrics = settings, store, metrics
         self._ingest = Ingest(storage, tries=settings.upload_tries)
-        self._session, self._storage, self._fleet = session, storage, fleet
-        self._instances: dict[str, Instance] = {}
-        self._watches: dict[str, list[asyncio.Task[None]]] = {}
+        self._storage = storage
         self._executions: dict[str, Execution] = {}
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
         self._measured: dict[tuple[str, str], list[int]] = {}
-        self._gpu = gpu
         self._lora_disk = LoraDisk(settings.lora_dir, storage, settings.lora_dir_max_bytes) if settings.lora_dir else None
         self._interrupted: list[Claim] = []
-        self._fleet_known = asyncio.Event()
+        self._line: list[str] = []  # ids as of the last look
+        self._line_due = 0.0
         self._wake = asyncio.Event()
+        self._roster = Roster(settings, session, store, registry, fleet, loras, gpu, self._wake)
+        self._instances = self._roster.instances
         feed.observe(self._observe)
 
     # -- the loops ---------------------------------------------------------------------------------------------
@@ -78,79 +80,13 @@ class Dispatcher:
     async def run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow_fleet(group))
+                group.create_task(self._roster.follow(group))
                 group.create_task(self._keep_leases(group))
                 group.create_task(self._place_for_ever(group))
                 if self._lora_disk is not None:
-                    group.create_task(self._bring_loras(self._lora_disk))
+                    group.create_task(self._roster.bring_loras(self._lora_disk))
         finally:
             await self._give_leases_back()
-
-    async def _follow_fleet(self, group: asyncio.TaskGroup) -> None:
-        """Instances come from the settings and, at run time, from Redis: watch new ones, let removed ones go once they are empty."""
-        known: Set[str] | None = None
-        while True:
-            wanted: dict[str, Member] | None
-            try:
-                wanted = await self._fleet.wanted(self._settings.comfyui_urls)
-            except RedisUnavailable as error:
-                log.warning("fleet unknown", extra={"error": error.message})
-                wanted = None if self._instances else {instance_id(url): Member(url=url) for url in self._settings.comfyui_urls}
-            if wanted is not None and wanted.keys() != known:
-                known = await self._forget_others(wanted)
-            if wanted is not None:
-                self._reconcile(group, wanted)
-                self._fleet_known.set()
-            with suppress(RedisUnavailable):
-                await self._take_turns()
-            await asyncio.sleep(FLEET_S)
-
-    async def _forget_others(self, wanted: dict[str, Member]) -> Set[str] | None:
-        try:
-            await self._loras.keep_only(wanted)
-        except RedisUnavailable:
-            return None
-        return wanted.keys()
-
-    async def _bring_loras(self, disk: LoraDisk) -> None:
-        while True:
-            try:
-                await disk.bring(await self._loras.published())
-            except (RedisUnavailable, OSError) as error:
-                log.warning("LoRAs not brought", extra={"error": str(error)})
-            await asyncio.sleep(FLEET_S)
-
-    async def _take_turns(self) -> None:
-        """While a training holds the GPU its instances take nothing new; once empty they let go of their models and say so."""
-        if self._gpu is None:
-            return
-        holder = await self._gpu.holder()
-        for instance in self._instances.values():
-            was_yielding, instance.yielding = instance.yielding, holder is not None
-            if holder is None:
-                if was_yielding:
-                    self._wake.set()
-            elif not instance.held and not await self._store.slots_used(instance.id):
-                if instance.freed_for != holder:
-                    with suppress(InstanceError):
-                        await instance.client.free()
-                        instance.freed_for = holder
-                await self._gpu.say_drained(holder, instance.id)
-
-    def _reconcile(self, group: asyncio.TaskGroup, wanted: dict[str, Member]) -> None:
-        for name, member in wanted.items():
-            if name not in self._instances:
-                instance = Instance(member.url, self._session, self._settings.slots_per_instance, self._settings.instance_lost_s)
-                self._instances[name] = instance
-                watch = instance.watch(self._registry, self._loras, self._wake)
-                self._watches[name] = [group.create_task(instance.socket.run()), group.create_task(watch)]
-            self._instances[name].draining = member.draining
-        for name in self._instances.keys() - wanted.keys():
-            self._instances[name].draining = True
-            if not self._instances[name].held:
-                del self._instances[name]
-                for task in self._watches.pop(name):
-                    task.cancel()
 
     async def _place_for_ever(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -169,7 +105,7 @@ class Dispatcher:
     async def _keep_leases(self, group: asyncio.TaskGroup) -> None:
         """Renew ours, learn of cancels that the feed did not bring, and resume what nobody renews any more."""
         # Without the fleet a job taken over would look as if its instance were gone.
-        await self._fleet_known.wait()
+        await self._roster.known.wait()
         while True:
             try:
                 await self._renew()
@@ -217,15 +153,23 @@ class Dispatcher:
     # -- placement ---------------------------------------------------------------------------------------------
 
     async def _place_all(self, group: asyncio.TaskGroup) -> None:
-        """Place until no free slot or no job that fits is left."""
+        """Place until no free slot or no job that fits is left. Claims go out side by side: the next choice does not wait for them."""
         while any(instance.may_take_more for instance in self._instances.values()):
             waiting = await self._look_ahead()
             placement = choose(waiting, [instance.view() for instance in self._instances.values()], now_ms())
             if placement is None:
                 return
             instance, candidate = self._instances[placement.instance], self._candidates.pop(placement.job_id)
+            self._line.remove(placement.job_id)
+            instance.place(candidate.job_id, candidate.base_model, candidate.lora_files)
+            group.create_task(self._claim(group, instance, candidate, placement.warm))
+
+    async def _claim(self, group: asyncio.TaskGroup, instance: Instance, candidate: Candidate, warm: bool) -> None:
+        """Make the placement true in Redis, where it is decided who has the job; then carry it out."""
+        claim = None
+        try:
             claim = await self._store.claim(
-                placement.job_id,
+                candidate.job_id,
                 instance=instance.id,
                 lease=uuid.uuid4().hex,
                 lease_s=self._settings.lease_s,
@@ -234,21 +178,32 @@ class Dispatcher:
                 base_model=candidate.base_model,
                 lora_files=candidate.lora_files,
             )
-            if claim is None:
-                # Another dispatcher was quicker. Its events wake us; until then the next look shows what is left.
-                await asyncio.sleep(CONTENTION_S)
-                continue
-            claim.job = claim.job.model_copy(update={"warm": placement.warm})
-            self._start(group, claim, resumed=False)
+        except RedisUnavailable as error:
+            log.warning("claim waits for Redis", extra={"error": error.message})
+            await asyncio.sleep(0.5)
+        if claim is None:
+            # Another dispatcher was quicker, or has the slot: look again at what is left.
+            instance.held.discard(candidate.job_id)
+            self._line_due = 0.0
+            await asyncio.sleep(CONTENTION_S)
+            self._wake.set()
+            return
+        claim.job = claim.job.model_copy(update={"warm": warm})
+        self._start(group, claim, resumed=False)
 
     async def _look_ahead(self) -> list[Candidate]:
-        ids, loads = await self._store.peek(LOOK_AHEAD, list(self._instances))
-        for instance, load in loads.items():
-            self._instances[instance].load = load
-        unknown = [job_id for job_id in ids if job_id not in self._candidates]
-        for job in await self._store.load_many(unknown) if unknown else []:
-            self._remember(job)
-        dated = date_line([self._candidates[job_id] for job_id in ids if job_id in self._candidates], now_ms())
+        """The next in line. A look at Redis serves for LINE_S: what came since is known from the feed."""
+        if not self._line or time.monotonic() > self._line_due:
+            ids, loads = await self._store.peek(LOOK_AHEAD, list(self._instances))
+            self._line, self._line_due = ids, time.monotonic() + LINE_S
+            for name, load in loads.items():
+                if name in self._instances:
+                    self._instances[name].look(load)
+            unknown = [job_id for job_id in ids if job_id not in self._candidates]
+            for job in await self._store.load_many(unknown) if unknown else []:
+                self._remember(job)
+        known = [job_id for job_id in self._line if job_id in self._candidates]
+        dated = date_line([self._candidates[job_id] for job_id in known[:LOOK_AHEAD]], now_ms())
         self._candidates.update((candidate.job_id, candidate) for candidate in dated)
         return dated
 
@@ -268,6 +223,14 @@ class Dispatcher:
         while len(self._candidates) > REMEMBERED:
             self._candidates.popitem(last=False)
 
+    def _join_line(self, job: Job) -> None:
+        """A new job stands behind those already seen, until the next look puts it where it belongs; one in a hurry brings that about."""
+        self._remember(job)
+        if job.spec.priority == "high":
+            self._line_due = 0.0
+        elif self._line and job.id not in self._line:
+            self._line.append(job.id)
+
     def _wake_if_any_waits(self) -> None:
         """A slot is free. The feed told of every job that waits; one that it missed is found at the next idle look."""
         if self._candidates:
@@ -281,7 +244,7 @@ class Dispatcher:
             return
         if status == JobStatus.QUEUED:
             try:
-                self._remember(Job.model_validate_json(data))
+                self._join_line(Job.model_validate_json(data))
             except ValidationError:
                 log.warning("unreadable status event", extra={"job_id": job_id})
             self._wake.set()
@@ -290,6 +253,8 @@ class Dispatcher:
                 self._executions[job_id].cancel()
         elif status in TERMINAL:
             self._candidates.pop(job_id, None)
+            if job_id in self._line:
+                self._line.remove(job_id)
             self._wake_if_any_waits()
 
     # -- executions --------------------------------------------------------------------------------------------

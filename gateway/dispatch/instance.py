@@ -42,6 +42,7 @@ class Instance:
         self.yielding = False  # a training has the GPU
         self.freed_for: str | None = None
         self.held: set[str] = set()  # jobs of this process that hold a slot
+        self.held_by_others = 0  # slots that other processes' jobs hold, as of the last look
         self.load = Load(0, None, frozenset())  # over all processes, as of the last look
         self._to_forget: list[str] = []
         self._to_remove: list[OutputFile] = []
@@ -68,8 +69,18 @@ class Instance:
             and self.breaker.allows(len(self.held))
         )
 
+    def look(self, load: Load) -> None:
+        """What Redis says it holds now. Our own jobs are known better here than there."""
+        self.load = load
+        self.held_by_others = max(0, load.slots_used - len(self.held))
+
+    def place(self, job_id: str, base_model: str, lora_files: frozenset[str]) -> None:
+        """A job is on its way there."""
+        self.held.add(job_id)
+        self.load = Load(self.load.slots_used, base_model, lora_files)
+
     def view(self) -> InstanceView:
-        used = max(self.load.slots_used, len(self.held))
+        used = self.held_by_others + len(self.held)
         return InstanceView(
             id=self.id,
             free_slots=self.slots - used if self.may_take_more else 0,

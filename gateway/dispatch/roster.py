@@ -1,0 +1,110 @@
+"""Which instances this dispatcher works with: as settings and admins want them, watched, taking turns with trainings, given LoRAs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Set
+from contextlib import suppress
+
+import aiohttp
+
+from gateway.dispatch.instance import Instance
+from gateway.dispatch.lora_disk import LoraDisk
+from gateway.errors import InstanceError, RedisUnavailable
+from gateway.gpu import GpuLease
+from gateway.instances import FleetRegistry, InstanceRegistry, Member, instance_id
+from gateway.jobs.store import JobStore
+from gateway.loras import LoraRegistry
+from gateway.settings import Settings
+
+log = logging.getLogger(__name__)
+
+FLEET_S = 1.0
+
+
+class Roster:
+    """`instances` by id; `known` is set once they are. `wake` is set when one of them comes into use."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        store: JobStore,
+        registry: InstanceRegistry,
+        fleet: FleetRegistry,
+        loras: LoraRegistry,
+        gpu: GpuLease | None,
+        wake: asyncio.Event,
+    ) -> None:
+        self._settings, self._session, self._store = settings, session, store
+        self._registry, self._fleet, self._loras, self._gpu, self._wake = registry, fleet, loras, gpu, wake
+        self.instances: dict[str, Instance] = {}
+        self.known = asyncio.Event()
+        self._watches: dict[str, list[asyncio.Task[None]]] = {}
+
+    async def follow(self, group: asyncio.TaskGroup) -> None:
+        """Instances come from the settings and, at run time, from Redis: watch new ones, let removed ones go once they are empty."""
+        known: Set[str] | None = None
+        while True:
+            wanted: dict[str, Member] | None
+            try:
+                wanted = await self._fleet.wanted(self._settings.comfyui_urls)
+            except RedisUnavailable as error:
+                log.warning("fleet unknown", extra={"error": error.message})
+                wanted = None if self.instances else {instance_id(url): Member(url=url) for url in self._settings.comfyui_urls}
+            if wanted is not None and wanted.keys() != known:
+                known = await self._forget_others(wanted)
+            if wanted is not None:
+                self._reconcile(group, wanted)
+                self.known.set()
+            with suppress(RedisUnavailable):
+                await self._take_turns()
+            await asyncio.sleep(FLEET_S)
+
+    async def _forget_others(self, wanted: dict[str, Member]) -> Set[str] | None:
+        try:
+            await self._loras.keep_only(wanted)
+        except RedisUnavailable:
+            return None
+        return wanted.keys()
+
+    async def bring_loras(self, disk: LoraDisk) -> None:
+        while True:
+            try:
+                await disk.bring(await self._loras.published())
+            except (RedisUnavailable, OSError) as error:
+                log.warning("LoRAs not brought", extra={"error": str(error)})
+            await asyncio.sleep(FLEET_S)
+
+    async def _take_turns(self) -> None:
+        """While a training holds the GPU its instances take nothing new; once empty they let go of their models and say so."""
+        if self._gpu is None:
+            return
+        holder = await self._gpu.holder()
+        for instance in self.instances.values():
+            was_yielding, instance.yielding = instance.yielding, holder is not None
+            if holder is None:
+                if was_yielding:
+                    self._wake.set()
+            elif not instance.held and not await self._store.slots_used(instance.id):
+                if instance.freed_for != holder:
+                    with suppress(InstanceError):
+                        await instance.client.free()
+                        instance.freed_for = holder
+                await self._gpu.say_drained(holder, instance.id)
+
+    def _reconcile(self, group: asyncio.TaskGroup, wanted: dict[str, Member]) -> None:
+        for name, member in wanted.items():
+            if name not in self.instances:
+                instance = Instance(member.url, self._session, self._settings.slots_per_instance, self._settings.instance_lost_s)
+                self.instances[name] = instance
+                watch = instance.watch(self._registry, self._loras, self._wake)
+                self._watches[name] = [group.create_task(instance.socket.run()), group.create_task(watch)]
+            self.instances[name].draining = member.draining
+        for name in self.instances.keys() - wanted.keys():
+            self.instances[name].draining = True
+            if not self.instances[name].held:
+                del self.instances[name]
+                for task in self._watches.pop(name):
+                    task.cancel()
