@@ -41,7 +41,7 @@ LOOK_AHEAD = 32
 REMEMBERED = 4096
 IDLE_S = 1.0
 CONTENTION_S = 0.005
-LINE_S = 0.05
+LINE_S, WHOLE_LINE_S = 0.05, 0.9
 
 
 class Dispatcher:
@@ -192,10 +192,12 @@ class Dispatcher:
         self._start(group, claim, resumed=False)
 
     async def _look_ahead(self) -> list[Candidate]:
-        """The next in line. A look at Redis serves for LINE_S: what came since is known from the feed."""
-        if not self._line or time.monotonic() > self._line_due:
+        """The next in line, as of a look at Redis that is recent enough. What came since then is known from the feed."""
+        if time.monotonic() > self._line_due:
             ids, loads = await self._store.peek(LOOK_AHEAD, list(self._instances))
-            self._line, self._line_due = ids, time.monotonic() + LINE_S
+            # A short line was seen whole: the feed keeps it so, and there is no order to get wrong.
+            self._line_due = time.monotonic() + (WHOLE_LINE_S if len(ids) <= 2 else LINE_S)
+            self._line = ids
             for name, load in loads.items():
                 if name in self._instances:
                     self._instances[name].look(load)
@@ -228,8 +230,10 @@ class Dispatcher:
         self._remember(job)
         if job.spec.priority == "high":
             self._line_due = 0.0
-        elif self._line and job.id not in self._line:
+        elif job.id not in self._line:
             self._line.append(job.id)
+            if len(self._line) > 2:
+                self._line_due = min(self._line_due, time.monotonic() + LINE_S)
 
     def _wake_if_any_waits(self) -> None:
         """A slot is free. The feed told of every job that waits; one that it missed is found at the next idle look."""
