@@ -11,6 +11,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry  # redis.retry's never awaits, so it never sees an error to retry
 from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from rq import Queue, Worker
 
@@ -28,15 +29,38 @@ CONNECTIONS = 2000
 TRAINING_QUEUE = "training"
 
 
+class _TellsOfClosing:
+    """A connection whose transport closed under it says so as redis-py's own error, which is retried, translated and survived.
+
+    uvloop raises RuntimeError for a write then, and redis-py lets it through: a request got 500, a loop would have ended its process.
+    """
+
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            await super().send_packed_command(*args, **kwargs)  # type: ignore[misc]
+        except RuntimeError as error:
+            if "closed" not in str(error):
+                raise
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            raise RedisConnectionError(str(error)) from error
+
+
+def _open_pool(url: str, **options: Any) -> ConnectionPool:
+    pool = ConnectionPool.from_url(url, **options)
+    # The URL's scheme has chosen plain, TLS or unix by now.
+    pool.connection_class = type("Connection", (_TellsOfClosing, pool.connection_class), {})
+    return pool
+
+
 def connect_redis(url: str) -> RedisClient:
     """A client for commands. One quick retry heals a connection that died while idle; every script bears being sent twice."""
-    pool = ConnectionPool.from_url(url, max_connections=CONNECTIONS, socket_timeout=TIMEOUT_S, retry=Retry(ConstantBackoff(0.05), 1))
-    return Redis(connection_pool=pool)
+    retry = Retry(ConstantBackoff(0.05), 1)
+    return Redis.from_pool(_open_pool(url, max_connections=CONNECTIONS, socket_timeout=TIMEOUT_S, retry=retry))
 
 
 def connect_reader(url: str, block_s: float = 2.0) -> RedisClient:
     """A client for reads that block for `block_s`: its socket may stay silent for that long, but not for ever."""
-    return Redis.from_url(url, socket_timeout=block_s + TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+    return Redis.from_pool(_open_pool(url, socket_timeout=block_s + TIMEOUT_S, socket_connect_timeout=TIMEOUT_S))
 
 
 async def heed_cancel(call: Awaitable[R]) -> R:
