@@ -41,6 +41,11 @@ class HistoryEntry(BaseModel):
     outputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     status: _Status | None = None
 
+    @classmethod
+    def heard(cls, outputs: dict[str, dict[str, Any]]) -> HistoryEntry:
+        """What history would say of a success that was followed message by message."""
+        return cls(outputs=outputs, status=_Status())
+
     def files(self) -> list[OutputFile]:
         """Pictures and videos to keep, in the order of the history; previews (`temp`) are not kept."""
         found = []

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
+from comfy_workflows.graph import find_sinks
 from gateway.comfy.client import HistoryEntry
 from gateway.comfy.companion import save_in_background
 from gateway.comfy.messages import ErrorData, ExecutionError, ExecutionStart, Message, Preview
@@ -56,7 +57,8 @@ class Execution:
         self._graph: dict[str, Any] = json.loads(claim.graph)
         self._tracker = ProgressTracker(self._graph)
         self._companion = instance.has_companion
-        self._prompt = Prompt(claim.job.prompt_id or "", self._graph_to_submit(), instance, settings, self._on_message)
+        sinks = find_sinks(self._graph)
+        self._prompt = Prompt(claim.job.prompt_id or "", self._graph_to_submit(), sinks, instance, settings, self._on_message)
         self._prompt.stop_wanted = claim.job.status is JobStatus.CANCELING
         self._cancel_wanted = self._prompt.stop_wanted
         self._pending: list[EventDraft] = []

@@ -7,10 +7,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gateway.comfy.client import HistoryEntry
-from gateway.comfy.messages import Executing, Message, Preview
+from gateway.comfy.messages import Executed, Executing, ExecutionSuccess, Message, Preview
 from gateway.dispatch.instance import Instance
 from gateway.errors import InstanceError, InstanceUnreachable, PromptRejected
 from gateway.settings import Settings
@@ -38,14 +38,24 @@ class Prompt:
     """Call `follow` once. `stop` may come at any time, from the same loop."""
 
     def __init__(
-        self, prompt_id: str, graph: bytes, instance: Instance, settings: Settings, on_message: Callable[[Message | Preview], None]
+        self,
+        prompt_id: str,
+        graph: bytes,
+        sinks: list[str],
+        instance: Instance,
+        settings: Settings,
+        on_message: Callable[[Message | Preview], None],
     ) -> None:
+        """`sinks` are the nodes that end the graph: those whose pictures are waited for."""
         self.id = prompt_id
+        self._sinks = sinks
         self.instance = instance
         self.stop_wanted = False
         self._graph, self._settings, self._on_message = graph, settings, on_message
         self._news = asyncio.Event()  # the end marker came, or the wish to stop
         self._has_ended = False
+        self._has_succeeded = False
+        self._outputs: dict[str, dict[str, Any]] = {}  # by node, as heard
         self._client_id = ""
         self._last_sign = time.monotonic()
 
@@ -85,6 +95,10 @@ class Prompt:
     def _hear(self, message: Message | Preview) -> None:
         self._last_sign = time.monotonic()
         self._on_message(message)
+        if isinstance(message, Executed):
+            self._outputs[message.data.node] = message.data.output or {}
+        elif isinstance(message, ExecutionSuccess):
+            self._has_succeeded = True
         if isinstance(message, Executing) and message.data.node is None:
             self._has_ended = True
             self._news.set()
@@ -171,6 +185,8 @@ class Prompt:
     async def _look(self) -> tuple[bool, HistoryEntry | None]:
         """Whether the instance knows the prompt, and how it ended. Queue first: leaving it and entering history is one step."""
         client = self.instance.client
+        if self._has_ended and self._heard_it_all():
+            return True, HistoryEntry.heard(self._outputs)
         if self._has_ended:
             entry = await client.history(self.id)
             if entry is not None:
@@ -183,6 +199,13 @@ class Prompt:
             return True, None
         entry = await client.history(self.id)
         return entry is not None, entry
+
+    def _heard_it_all(self) -> bool:
+        """Success, its end, and the pictures of every node that ends the graph, on the one connection it was submitted under.
+
+        Then history could only repeat it. Whatever was dropped or cut on the way is missing here, and history is asked.
+        """
+        return self._has_succeeded and self._hears_it() and all(self._outputs.get(node, {}).get("images") for node in self._sinks)
 
     async def stop_on_instance(self) -> None:
         """Out of the queue if it waits; interrupted if it is the one that runs, which is asked first: older ComfyUIs ignore the id."""
