@@ -7,7 +7,7 @@ import logging
 
 from gateway.admission import Admission, Wish
 from gateway.auth import Caller
-from gateway.errors import FluxgateError
+from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.jobs.store import JobStore
 from gateway.loras import Lora, LoraRegistry
 
@@ -29,10 +29,17 @@ class BeforeAfter:
             try:
                 for lora in await self._loras.all():
                     if lora.training and lora.instances and not lora.after and await self._loras.claim_pictures(lora.file):
-                        await self._draw(lora)
-            except FluxgateError as error:
-                log.warning("before and after not drawn", extra={"error": error.message})
+                        await self._try_draw(lora)
+            except RedisUnavailable as error:
+                log.warning("new LoRAs not looked for", extra={"error": error.message})
             await asyncio.sleep(WATCH_S)
+
+    async def _try_draw(self, lora: Lora) -> None:
+        try:
+            await self._draw(lora)
+        except FluxgateError as error:
+            log.warning("before and after not drawn yet", extra={"lora": lora.name, "error": error.message})
+            await self._loras.release_pictures(lora.file)
 
     async def _draw(self, lora: Lora) -> None:
         training = await self._store.load(lora.training or "")

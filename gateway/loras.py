@@ -91,6 +91,11 @@ class LoraRegistry:
         return bool(await self._redis.set(f"fluxgate:pictures:{file}", 1, nx=True, ex=600))
 
     @translate_redis
+    async def release_pictures(self, file: str) -> None:
+        """They could not be queued: the next asker may."""
+        await self._redis.delete(f"fluxgate:pictures:{file}")
+
+    @translate_redis
     async def withdraw(self, file: str) -> None:
         """Forget a published LoRA; instances that have the file keep it until it is removed there."""
         await self._redis.hdel("fluxgate:published", file)
