@@ -140,7 +140,7 @@ def test_a_trained_lora_is_used_by_name_in_the_next_request(studio: Studio) -> N
 def test_before_and_after_pictures_are_drawn(studio: Studio) -> None:
     studio.wait(studio.train(name="shown")["id"], "succeeded")
     deadline = time.monotonic() + PATIENCE_S
-    while not (lora := studio.http.get("/v1/loras/shown").json())["after"]:
+    while not ((lora := studio.http.get("/v1/loras/shown").json())["before"] and lora["after"]):
         assert time.monotonic() < deadline, lora
         time.sleep(0.2)
     assert httpx.get(lora["before"]).content != httpx.get(lora["after"]).content
