@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from gateway.dataset_records import MAX_FILES, Caption, Dataset, DatasetFile, DatasetHead
 from gateway.errors import Conflict, NotFound
 from gateway.jobs.model import now_ms
-from gateway.redis_client import RedisClient, translate_redis
+from gateway.redis_client import RedisClient, read_index, translate_redis
 
 # Each field is set by itself, so that two uploads at once lose nothing of each other. A file that was refused replaces none that was taken.
 # ARGV: key of the dataset, time, most files, number of files, then (name, file), then (name, caption).
@@ -101,16 +101,7 @@ class DatasetStore:
     @translate_redis
     async def ids_before(self, caller: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
         """A caller's datasets made before `before` = (created_ms, id), newest first, as such pairs."""
-        highest, offset, found = "+inf" if before is None else before[0], 0, list[tuple[int, str]]()
-        # Those of one millisecond share a score: the ones already seen come again and are passed over.
-        while len(found) < limit:
-            entries = await self._redis.zrevrangebyscore(f"fluxgate:datasets:{caller}", highest, "-inf", offset, limit, withscores=True)
-            pairs = [(int(score), member.decode()) for member, score in entries]
-            found += [pair for pair in pairs if before is None or pair < before]
-            offset += len(entries)
-            if len(entries) < limit:
-                break
-        return found[:limit]
+        return await read_index(self._redis, f"fluxgate:datasets:{caller}", before, limit)
 
     @translate_redis
     async def note_key(self, dataset_id: str, key: str) -> None:

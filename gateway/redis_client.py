@@ -89,6 +89,20 @@ def translate_redis(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P
     return wrapped
 
 
+async def read_index(redis: RedisClient, index: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
+    """The newest members of a sorted set older than `before` = (score, member), as such pairs."""
+    highest, offset, found = "+inf" if before is None else before[0], 0, list[tuple[int, str]]()
+    # Members of one score: those already seen come again and are passed over.
+    while len(found) < limit:
+        entries = await redis.zrevrangebyscore(index, highest, "-inf", offset, limit, withscores=True)
+        pairs = [(int(score), member.decode()) for member, score in entries]
+        found += [pair for pair in pairs if before is None or pair < before]
+        offset += len(entries)
+        if len(entries) < limit:
+            break
+    return found[:limit]
+
+
 def enqueue_task(url: str, queue_name: str, task: str, job_id: str, timeout_s: int) -> None:
     """Put a call of `task(job_id)` into RQ's queue unless it waits there already. Blocks; raises RedisUnavailable."""
     try:

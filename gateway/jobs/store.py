@@ -36,7 +36,7 @@ from gateway.jobs.records import (
     pair_up,
     status_event,
 )
-from gateway.redis_client import RedisClient, translate_redis
+from gateway.redis_client import RedisClient, read_index, translate_redis
 
 IDEMPOTENCY_TTL_S = 24 * 3600
 # No job waits and runs longer than that, so that a record made so long before its own ttl has expired.
@@ -170,19 +170,7 @@ class JobStore:
     @translate_redis
     async def ids_before(self, caller: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
         """A caller's jobs older than `before` = (created_ms, id), newest first, as such pairs."""
-        return await self._ids_before(f"fluxgate:jobs:{caller}", before, limit)
-
-    async def _ids_before(self, index: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
-        highest, offset, found = "+inf" if before is None else before[0], 0, list[tuple[int, str]]()
-        # Jobs of one millisecond share a score: those already seen come again and are passed over.
-        while len(found) < limit:
-            entries = await self._redis.zrevrangebyscore(index, highest, "-inf", offset, limit, withscores=True)
-            pairs = [(int(score), member.decode()) for member, score in entries]
-            found += [pair for pair in pairs if before is None or pair < before]
-            offset += len(entries)
-            if len(entries) < limit:
-                break
-        return found[:limit]
+        return await read_index(self._redis, f"fluxgate:jobs:{caller}", before, limit)
 
     @translate_redis
     async def depth(self) -> int:

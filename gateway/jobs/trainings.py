@@ -9,7 +9,7 @@ from gateway.errors import TooManyRequests
 from gateway.jobs.model import Job, JobSpec
 from gateway.jobs.records import Admitted, Claim, IdempotencyKey, Limits, decode_job, pair_up, status_event
 from gateway.jobs.store import JobStore
-from gateway.redis_client import RedisClient, translate_redis
+from gateway.redis_client import RedisClient, read_index, translate_redis
 
 
 class TrainingStore(JobStore):
@@ -53,4 +53,4 @@ class TrainingStore(JobStore):
     @translate_redis
     async def training_ids_before(self, caller: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:
         """A caller's trainings older than `before`, newest first, as (created_ms, id)."""
-        return await self._ids_before(f"fluxgate:trainings:{caller}", before, limit)
+        return await read_index(self._redis, f"fluxgate:trainings:{caller}", before, limit)
