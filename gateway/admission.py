@@ -83,10 +83,10 @@ class Admission:
         except WorkflowError as error:
             raise translate_workflow_error(error) from error
 
-    async def admit(self, wish: Wish, caller: Caller, key: IdempotencyKey | None = None) -> Job:
+    async def admit(self, wish: Wish, caller: Caller, key: IdempotencyKey | None = None) -> tuple[Job, bool]:
         """Check, render, store. The job is queued, or answered from the cache, when this returns.
 
-        With a `key` seen before, the job is that of the first request.
+        With a `key` seen before, the job is that of the first request, and the second answer says so.
         """
         rendered = await self.prepare(wish, caller)
         await self._check_fleet(self._beside_published(rendered.spec, rendered.loras))
@@ -103,7 +103,9 @@ class Admission:
                 admitted = await self._store.create(spec, graph, reuse=False, key=key)
             else:
                 job, admitted = answered, await self._store.create_finished(answered, graph, key=key)
-        return job if admitted.job_id == job.id else await self._store.load(admitted.job_id) or job
+        if admitted.job_id == job.id:
+            return job, False
+        return await self._store.load(admitted.job_id) or job, True
 
     def _with_cache_key(self, spec: JobSpec, wish: Wish, graph: bytes) -> JobSpec:
         """Two jobs of one caller with this key would make the same bytes: same graph but for the job's id, same stored form."""

@@ -52,6 +52,7 @@ class BeforeAfter:
             parameters = {"prompt": prompts[0], "seed": SEED, "base_model": lora.base_model, "width": 512, "height": 512}
             lora_use = {"name": lora.file, "weight": weight}
             wish = Wish(None, {**parameters, "loras": [lora_use]}, metadata={"lora": lora.name, "weight": weight})
-            ids.append((await self._admission.admit(wish, caller)).id)
+            job, _ = await self._admission.admit(wish, caller)
+            ids.append(job.id)
         before, after = ids
         await self._loras.announce(lora.model_copy(update={"before": before, "after": after}))

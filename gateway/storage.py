@@ -25,6 +25,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 THREADS = 8
+PUT_PAUSES_S = (0.05, 0.2)
 
 
 def _connect(settings: Settings, endpoint_url: str | None) -> Any:
@@ -117,6 +118,18 @@ class Storage:
         if self._session is None or self._credentials is None:
             await self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
             return
+        for pause_s in (*PUT_PAUSES_S, None):
+            try:
+                await self._send(key, body, content_type)
+                return
+            except StorageUnavailable:
+                # What boto3 does by itself: a server error or a lost connection now and then is S3's ordinary life.
+                if pause_s is None:
+                    raise
+                await asyncio.sleep(pause_s)
+
+    async def _send(self, key: str, body: bytes, content_type: str) -> None:
+        assert self._session is not None, "put asks first"
         request = AWSRequest("PUT", self._home + quote(key), data=body, headers={"Content-Type": content_type})
         S3SigV4Auth(self._credentials, "s3", self._region).add_auth(request)
         try:

@@ -263,7 +263,7 @@ def test_given_addresses_replace_their_parts(tmp_path: Path) -> None:
         "COMFYUI_URLS": "http://10.0.0.1:8188,http://10.0.0.2:8188",
     }
     plan, _ = plan_deployment(env, tmp_path)
-    assert [child.name for child in plan.children] == ["gateway"]
+    assert [child.name for child in plan.children] == ["trainer", "gateway"]
     assert plan.gateway_env["REDIS_URL"] == "redis://elsewhere:6379/3"
     assert plan.gateway_env["S3_BUCKET"] == "mine"
     assert plan.gateway_env["COMFYUI_URLS"] == env["COMFYUI_URLS"]
@@ -272,7 +272,7 @@ def test_given_addresses_replace_their_parts(tmp_path: Path) -> None:
 
 def test_without_addresses_all_parts_are_embedded(tmp_path: Path) -> None:
     plan, _ = plan_deployment({"PORT": "0"}, tmp_path)
-    assert [child.name for child in plan.children] == ["redis", "s3", "engine", "gateway"]
+    assert [child.name for child in plan.children] == ["redis", "s3", "engine", "trainer", "gateway"]
     assert plan.gateway_env["DEFAULT_BASE_MODEL"] == "tinyflux"
 
 

@@ -141,7 +141,10 @@ async def _create(
         return await _replay(runtime, base_url, *replay)
     own, parameters = _own_fields(request)
     wish = Wish(workflow, parameters, own["priority"], own["metadata"], own["cache"], own["timeout_s"])
-    job = await runtime.admission.admit(wish, caller, key)
+    job, replayed = await runtime.admission.admit(wish, caller, key)
+    if replayed and key is not None and (replay := await runtime.store.find_replay(key)) is not None:
+        # A twin that came at the same time was first.
+        return await _replay(runtime, base_url, *replay)
     if wait_s and not job.is_terminal:
         job = await _wait_until_ended(runtime, job, wait_s)
     answer = _job_answer(job, runtime, base_url, applied_wait_s=wait_s)
