@@ -15,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: run test test-simpletuner check bench contract docs lock clean
+.PHONY: run chaos test test-simpletuner check bench contract docs lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.local-ready
@@ -40,6 +40,10 @@ SIMPLETUNER_VENV ?= build/simpletuner-venv
 test-simpletuner: $(VENV)/.dev-ready
 	$(if $(SIMPLETUNER_PYTHON),,tests/simpletuner/install.sh $(SIMPLETUNER_VENV))
 	SIMPLETUNER_PYTHON=$(or $(SIMPLETUNER_PYTHON),$(abspath $(SIMPLETUNER_VENV))/bin/python) $(BIN)/pytest tests/simpletuner
+
+# A storm: processes are killed, paused and restarted under 1,000 jobs; ends with 1 when a promise was broken.
+chaos: $(VENV)/.local-ready
+	$(BIN)/python -m bench.chaos --jobs 1000 --seed 1
 
 docs: $(VENV)/.local-ready
 	$(BIN)/python docs/generate.py

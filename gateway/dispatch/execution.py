@@ -37,6 +37,7 @@ FLUSH_S = 0.02
 # A node that ticks faster than that is told by its newest step alone.
 BURST = 16
 PREVIEW_S = 0.1
+MAX_PREVIEW_BYTES = 200_000
 MAX_TAKEOVERS = 5
 
 
@@ -144,7 +145,8 @@ class Execution:
             self._queue_event(status_event(self.job))
 
     def _show_preview(self, preview: Preview) -> None:
-        if time.monotonic() >= self._preview_due:
+        # A whole picture sent as a frame is no preview: the live feed is bounded by count, not by size.
+        if time.monotonic() >= self._preview_due and len(preview.image) <= MAX_PREVIEW_BYTES:
             self._preview_due = time.monotonic() + PREVIEW_S
             data = {"mime": preview.content_type, "base64": base64.b64encode(preview.image).decode()}
             self._queue_event((EventKind.PREVIEW, "", json.dumps(data)))

@@ -49,7 +49,8 @@ class Bench:
 
     async def submit(self, **changes: Any) -> Job:
         parameters = {**SLOW, **changes}
-        return await self.runtime.admission.admit(Wish(parameters.pop("workflow"), parameters, cache="off"), LOCAL)
+        job, _ = await self.runtime.admission.admit(Wish(parameters.pop("workflow"), parameters, cache="off"), LOCAL)
+        return job
 
     async def load(self, job: Job) -> Job:
         current = await self.runtime.store.load(job.id)

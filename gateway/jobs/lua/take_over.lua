@@ -5,7 +5,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'fluxgate:leases', '-inf', now, 
   if redis.call('EXISTS', key) == 1 then
     redis.call('HSET', key, 'lease', ARGV[2])
     redis.call('HINCRBY', key, 'revision', 1)
-    redis.call('HINCRBY', key, 'takeovers', 1)
+    if redis.call('HDEL', key, 'released') == 0 then redis.call('HINCRBY', key, 'takeovers', 1) end
     redis.call('ZADD', 'fluxgate:leases', now + tonumber(ARGV[3]), id)
     taken[#taken + 1] = {redis.call('HGETALL', key), redis.call('GET', 'fluxgate:graph:' .. id)}
   else
