@@ -57,7 +57,6 @@ class Runtime:
     trainings: Trainings
     gpu: GpuLease | None
     metrics: Metrics
-    dispatcher: Dispatcher | None
 
 
 def load_catalog(settings: Settings) -> Catalog:
@@ -124,7 +123,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             try:
                 curation = Curation(datasets, storage)
                 places = (store, feed, storage, loras, registry, fleet)
-                yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, trainings, gpu, metrics, dispatcher)
+                yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, trainings, gpu, metrics)
             finally:
                 for task in tasks:
                     task.cancel()

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 from gateway.errors import RedisUnavailable
-from gateway.jobs.model import Event, EventKind, stream_position
+from gateway.jobs.model import Event, EventKind
 from gateway.redis_client import FOREIGN, RedisClient, heed_cancel, translate_redis
 
 log = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ class EventFeed:
                 for event in subscription.take():
                     if event.kind == EventKind.PREVIEW:
                         yield event
-                    elif not subscription.behind and (last == "0" or stream_position(event.id) > stream_position(last)):
+                    elif not subscription.behind and event.is_after(last):
                         last = event.id
                         yield event
                 if not subscription.behind and not self.closed and not await subscription.wait(idle_s):
