@@ -93,8 +93,10 @@ def _shorten(value: Any) -> str:
 
 
 def _is_upload(scope: Scope, headers: dict[bytes, bytes]) -> bool:
-    """Whether the body is dataset files, which go to disk; every other body is held in memory."""
-    return bool(scope["path"].startswith("/v1/datasets")) and headers.get(b"content-type", b"").startswith(b"multipart/form-data")
+    """Whether the body is files, which go to disk; every other body is held in memory."""
+    return bool(scope["path"].startswith(("/v1/datasets", "/v1/uploads"))) and headers.get(b"content-type", b"").startswith(
+        b"multipart/form-data"
+    )
 
 
 class EdgeMiddleware:

@@ -46,6 +46,9 @@ class Slice:
     def tell(self) -> int:
         return self._position
 
+    def close(self) -> None:
+        """Nothing: the descriptor is the form's. Who sends a file to S3 closes it."""
+
 
 @dataclass(slots=True)
 class Part:

@@ -17,6 +17,8 @@ import aiohttp
 import comfy_workflows
 from comfy_workflows.catalog import Catalog
 from gateway.admission import Admission
+from gateway.asset_records import AssetRecords
+from gateway.assets import AssetStore
 from gateway.before_after import BeforeAfter
 from gateway.curation import Curation
 from gateway.datasets import DatasetStore
@@ -54,6 +56,7 @@ class Runtime:
     admission: Admission
     datasets: DatasetStore
     curation: Curation
+    assets: AssetStore
     trainings: Trainings
     gpu: GpuLease | None
     metrics: Metrics
@@ -108,6 +111,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         store = JobStore(redis, ttl_s=settings.job_ttl_s, cache_ttl_s=settings.cache_ttl_s, limits=limits)
         feed, loras, registry, fleet = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
         datasets = DatasetStore(redis)
+        assets = AssetStore(AssetRecords(redis), storage, ttl_s=settings.asset_ttl_s, url_ttl_s=settings.url_ttl_s)
         admission = Admission(settings, catalog, store, storage, loras, registry)
         trainings = Trainings(settings, catalog, TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits), datasets)
         gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
@@ -118,12 +122,13 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             if dispatcher is not None:
                 tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
                 tasks.append(group.create_task(_essential("the watch over trainings", trainings.watch())))
+                tasks.append(group.create_task(_essential("the sweep of uploads", assets.sweep())))
                 pictures = BeforeAfter(admission, store, loras)
                 tasks.append(group.create_task(_essential("the before and after pictures", pictures.watch())))
             try:
                 curation = Curation(datasets, storage)
                 places = (store, feed, storage, loras, registry, fleet)
-                yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, trainings, gpu, metrics)
+                yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, assets, trainings, gpu, metrics)
             finally:
                 for task in tasks:
                     task.cancel()

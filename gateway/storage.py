@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -25,6 +25,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 THREADS = 8
+PIECE_BYTES = 1 << 20
 PUT_PAUSES_S = (0.05, 0.2)
 
 
@@ -144,6 +145,33 @@ class Storage:
         """Store a file of any size, in parts."""
         await self._call(self._client.upload_file, str(path), self.bucket, key, ExtraArgs={"ContentType": content_type})
 
+    async def put_stream(self, key: str, file: IO[bytes], content_type: str) -> None:
+        """Store what a file still holds, in parts where it is large, and close it. It is read in another thread."""
+        await self._call(self._client.upload_fileobj, file, self.bucket, key, ExtraArgs={"ContentType": content_type})
+
+    async def size_bytes(self, key: str) -> int | None:
+        """How large an object is; None when there is none."""
+
+        def look() -> int | None:
+            try:
+                return int(self._client.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                    return None
+                raise
+
+        return await self._call(look)
+
+    async def scan(self, key: str, take: Callable[[bytes], object]) -> None:
+        """Hand an object's bytes to `take`, piece by piece, in another thread."""
+
+        def read() -> None:
+            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+            for piece in body.iter_chunks(PIECE_BYTES):
+                take(piece)
+
+        await self._call(read)
+
     async def get_file(self, key: str, path: Path) -> None:
         """Fetch an object of any size into a file."""
         await self._call(self._client.download_file, self.bucket, key, str(path))
@@ -168,9 +196,16 @@ class Storage:
 
     def sign(self, key: str) -> str:
         """A URL that reads the object for `url_ttl_s` seconds. Pure arithmetic, no request."""
+        return self._sign("GET", key, {})
+
+    def sign_put(self, key: str, headers: dict[str, str]) -> str:
+        """A URL that writes the object, once or more, for `url_ttl_s` seconds, by a PUT that carries exactly these headers."""
+        return self._sign("PUT", key, headers)
+
+    def _sign(self, method: str, key: str, headers: dict[str, str]) -> str:
         if self._credentials is None:
             raise StorageUnavailable("S3 URLs cannot be signed: there are no credentials.", details={"bucket": self.bucket})
-        request = AWSRequest("GET", self._public_home + quote(key))
+        request = AWSRequest(method, self._public_home + quote(key), headers=headers)
         S3SigV4QueryAuth(self._credentials, "s3", self._region, expires=self._url_ttl_s).add_auth(request)
         return str(request.url)
 
