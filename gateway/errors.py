@@ -9,6 +9,8 @@ FluxgateError
 ├── PayloadTooLarge       413
 ├── UnsupportedMediaType  415
 ├── Unprocessable         422  well-formed, but does not fit the workflow
+│   ├── UrlRefused             a URL leads where the gateway does not go
+│   └── UrlFailed              a URL did not give what was asked for
 ├── TooManyRequests       429  with Retry-After
 ├── NoInstance            503  no instance can serve it; names what is missing
 └── Unavailable           503  a part the gateway stands on is out of reach
@@ -92,6 +94,16 @@ class UnsupportedMediaType(FluxgateError):
 class Unprocessable(FluxgateError):
     status = 422
     code = "unprocessable"
+
+
+class UrlRefused(Unprocessable):
+    code = "url_refused"
+    hint = "Name a public https URL. ALLOW_PRIVATE_URLS lets an operator exempt places of the own network."
+
+
+class UrlFailed(Unprocessable):
+    code = "url_failed"
+    hint = "Try the URL from elsewhere: it must answer 200 over https, in time, with what is allowed here."
 
 
 class TooManyRequests(FluxgateError):

@@ -31,6 +31,7 @@ from gateway.jobs.records import Limits
 from gateway.jobs.store import JobStore
 from gateway.jobs.trainings import TrainingStore
 from gateway.loras import LoraRegistry
+from gateway.outside import Outside
 from gateway.redis_client import RedisClient, connect_reader, connect_redis
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -50,6 +51,7 @@ class Runtime:
     store: JobStore
     feed: EventFeed
     storage: Storage
+    outside: Outside
     loras: LoraRegistry
     registry: InstanceRegistry
     fleet: FleetRegistry
@@ -106,7 +108,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
     redis, feed_redis = connect_redis(settings.redis_url), connect_reader(settings.redis_url, BLOCK_MS / 1000)
     # limit=0: connections are bounded by slots and by the ingest's own semaphore.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30)) as session:
-        storage = Storage(settings, session)
+        storage, outside = Storage(settings, session), Outside(settings.allow_private_urls)
         limits = Limits(settings.max_queue_depth, settings.max_jobs_per_caller)
         store = JobStore(redis, ttl_s=settings.job_ttl_s, cache_ttl_s=settings.cache_ttl_s, limits=limits)
         feed, loras, registry, fleet = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
@@ -127,12 +129,13 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 tasks.append(group.create_task(_essential("the before and after pictures", pictures.watch())))
             try:
                 curation = Curation(datasets, storage)
-                places = (store, feed, storage, loras, registry, fleet)
+                places = (store, feed, storage, outside, loras, registry, fleet)
                 yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, assets, trainings, gpu, metrics)
             finally:
                 for task in tasks:
                     task.cancel()
     storage.close()
+    outside.close()
     # A pool that was handed to a client is not closed with it.
     await redis.aclose(close_connection_pool=True)
     await feed_redis.aclose()

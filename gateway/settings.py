@@ -94,12 +94,29 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(512 << 20, ge=1024, description="Largest upload of dataset files, refused before it is read.")
     max_asset_bytes: int = Field(2 << 30, ge=1024, le=5 << 30, description="Largest file that may be sent straight to S3.")
     asset_ttl_s: int = Field(24 * 3600, ge=60, description="Seconds an upload is kept after it was made or last used.")
+    allow_private_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Own places that callers' URLs may name, comma separated: `HOST:PORT` or networks. http is allowed there.",
+    )
     heartbeat_s: float = Field(15.0, gt=0, description="Seconds between comments on a quiet event stream.")
 
     @field_validator("comfyui_urls", mode="before")
     @classmethod
     def _split_urls(cls, value: object) -> object:
         return tuple(url.strip().rstrip("/") for url in value.split(",") if url.strip()) if isinstance(value, str) else value
+
+    @field_validator("allow_private_urls", mode="before")
+    @classmethod
+    def _split_places(cls, value: object) -> object:
+        return tuple(place.strip() for place in value.split(",") if place.strip()) if isinstance(value, str) else value
+
+    @field_validator("allow_private_urls")
+    @classmethod
+    def _need_places(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        for place in places:
+            if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]{1,5}", place):
+                ipaddress.ip_network(place)
+        return places
 
     @field_validator("comfyui_urls")
     @classmethod
