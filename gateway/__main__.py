@@ -13,7 +13,7 @@ from comfy_workflows.errors import WorkflowError
 from gateway.app import create_app
 from gateway.auth import refuse_unsafe_binding
 from gateway.errors import FluxgateError
-from gateway.settings import Settings
+from gateway.settings import Settings, is_secret
 from gateway.telemetry import configure_logging
 
 STOP_S = 10
@@ -45,7 +45,9 @@ def main() -> int:
         app = create_app(settings)
     except ValidationError as error:
         for fault in error.errors():
-            print(f"fluxgate: {'.'.join(map(str, fault['loc'])).upper()}={fault.get('input')!r}: {fault['msg']}", file=sys.stderr)
+            name = ".".join(map(str, fault["loc"]))
+            shown = "…" if is_secret(name) else repr(fault.get("input"))
+            print(f"fluxgate: {name.upper()}={shown}: {fault['msg']}", file=sys.stderr)
         return 2
     except (FluxgateError, WorkflowError) as error:
         print(f"fluxgate: {error.message} {error.hint or ''}".rstrip(), file=sys.stderr)

@@ -17,7 +17,7 @@ from gateway.auth import Caller
 from gateway.dispatch.fleet import missing
 from gateway.errors import FluxgateError, NoInstance, NotFound, Unprocessable
 from gateway.instances import InstanceRegistry
-from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, new_job_id, now_ms
+from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, Webhook, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.store import JobStore
 from gateway.loras import Lora, LoraRegistry
@@ -36,6 +36,7 @@ class Wish:
     metadata: dict[str, Any] | None = None
     cache: Literal["use", "refresh", "off"] = "use"
     timeout_s: float | None = None
+    webhook: Webhook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,7 @@ class Admission:
             needs=needs_of(graph),
             priority=wish.priority,
             metadata=wish.metadata or {},
+            webhook=wish.webhook,
             timeout_s=min(wish.timeout_s or self._settings.timeout_s, self._settings.timeout_s),
             queue_timeout_s=self._settings.queue_timeout_s,
             created_ms=now_ms(),

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 
 from gateway.edge import EdgeMiddleware, install_error_handlers
-from gateway.routes import catalog, datasets, events, generations, health, instances, trainings, uploads
+from gateway.routes import catalog, datasets, events, generations, health, instances, trainings, uploads, webhooks
 from gateway.runtime import load_catalog, open_runtime
 from gateway.settings import Settings
 
@@ -33,6 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(catalog.router)
     app.include_router(trainings.router)
     app.include_router(uploads.router)
+    app.include_router(webhooks.router)
     app.include_router(instances.router)
     app.include_router(health.router)
     app.add_middleware(EdgeMiddleware, settings=settings)

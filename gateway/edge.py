@@ -76,7 +76,7 @@ def _describe_invalid(error: RequestValidationError) -> FluxgateError:
     described = [
         {
             "parameter": ".".join(str(part) for part in fault["loc"][1:]) or str(fault["loc"][0]),
-            "value": _shorten(fault.get("input")),
+            "value": _shorten(_without_secrets(fault["loc"], fault.get("input"))),
             "allowed": fault["msg"],
         }
         for fault in faults
@@ -85,6 +85,15 @@ def _describe_invalid(error: RequestValidationError) -> FluxgateError:
     kind = Unprocessable if faults[0]["loc"][0] == "body" else BadRequest
     message = f"{first['parameter']}: {first['allowed']}"
     return kind(message, code="invalid_parameter", details={**first, "parameters": described})
+
+
+def _without_secrets(place: tuple[int | str, ...], value: Any) -> Any:
+    """What may be repeated in an answer: no field called `secret`, wherever the fault is seen from."""
+    if place[-1] == "secret":
+        return "…"
+    if isinstance(value, dict):
+        return {name: "…" if name == "secret" or (isinstance(part, dict) and "secret" in part) else part for name, part in value.items()}
+    return value
 
 
 def _shorten(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from gateway.addresses import show_url
 from gateway.jobs.model import Job, Output
 from gateway.storage import Storage
 
@@ -29,6 +30,16 @@ def present_output(output: Output, storage: Storage) -> dict[str, Any]:
     }
 
 
+def present_webhook(job: Job) -> dict[str, Any]:
+    """Who is told of the job's end, without the query in which receivers carry their keys, and each try to do so."""
+    if job.spec.webhook is None:
+        return {"webhook": None, "webhook_deliveries": []}
+    tries = [
+        {"at": rfc3339(one.at_ms), "attempt": one.attempt, "status": one.status, "ms": one.ms, "error": one.error} for one in job.deliveries
+    ]
+    return {"webhook": show_url(job.spec.webhook.url), "webhook_deliveries": tries}
+
+
 def present_job(
     job: Job, *, base_url: str, storage: Storage, queue_position: int | None = None, eta_s: float | None = None
 ) -> dict[str, Any]:
@@ -48,6 +59,7 @@ def present_job(
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in spec.loras],
         "priority": spec.priority,
         "metadata": spec.metadata,
+        **present_webhook(job),
         "progress": job.progress.model_dump(),
         "queue_position": queue_position,
         "eta_s": eta_s,
@@ -82,6 +94,7 @@ def present_training(job: Job, *, base_url: str) -> dict[str, Any]:
         "parameters": parameters,
         "seed": spec.seed,
         "metadata": spec.metadata,
+        **present_webhook(job),
         "progress": job.progress.model_dump(),
         "lora": job.lora,
         "error": job.error.model_dump() if job.error else None,

@@ -26,6 +26,7 @@ from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import RedisUnavailable, StorageUnavailable
 from gateway.gpu import GpuLease
 from gateway.instances import FleetRegistry, InstanceRegistry
+from gateway.jobs.deliveries import DeliveryStore
 from gateway.jobs.events import BLOCK_MS, EventFeed
 from gateway.jobs.records import Limits
 from gateway.jobs.store import JobStore
@@ -37,6 +38,7 @@ from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
 from gateway.training import Trainings
+from gateway.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class Runtime:
     curation: Curation
     assets: AssetStore
     trainings: Trainings
+    deliveries: DeliveryStore
+    webhooks: Webhooks
     gpu: GpuLease | None
     metrics: Metrics
 
@@ -116,11 +120,14 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         assets = AssetStore(AssetRecords(redis), storage, ttl_s=settings.asset_ttl_s, url_ttl_s=settings.url_ttl_s)
         admission = Admission(settings, catalog, store, storage, loras, registry)
         trainings = Trainings(settings, catalog, TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits), datasets)
+        deliveries = DeliveryStore(redis)
+        webhooks = Webhooks(settings, deliveries, storage, outside, metrics)
         gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
         dispatcher = Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics, gpu) if dispatch else None
         await _open_feed(feed)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_ensure_bucket(storage)), group.create_task(_essential("the event feed", feed.run()))]
+            tasks.append(group.create_task(_essential("the webhooks", webhooks.run())))
             if dispatcher is not None:
                 tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
                 tasks.append(group.create_task(_essential("the watch over trainings", trainings.watch())))
@@ -129,8 +136,9 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 tasks.append(group.create_task(_essential("the before and after pictures", pictures.watch())))
             try:
                 curation = Curation(datasets, storage)
+                telling = (deliveries, webhooks)
                 places = (store, feed, storage, outside, loras, registry, fleet)
-                yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, assets, trainings, gpu, metrics)
+                yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, assets, trainings, *telling, gpu, metrics)
             finally:
                 for task in tasks:
                     task.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from functools import cached_property
@@ -21,6 +22,23 @@ def require_url(url: str, *schemes: str) -> str:
     if parts.port == 0:
         raise ValueError(f"{url!r} names port 0")
     return url
+
+
+def require_webhook_secret(text: str) -> str:
+    """The secret, if it is one of Standard Webhooks; ValueError says what that is, and not what was given."""
+    try:
+        size = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
+    except ValueError:
+        size = 0
+    if not text.startswith("whsec_") or not 24 <= size <= 64:
+        raise ValueError("a webhook secret is whsec_ and then 24 to 64 bytes in base64")
+    return text
+
+
+def is_secret(name: str) -> bool:
+    """Whether a setting's value is never shown."""
+    field = Settings.model_fields.get(name)
+    return field is not None and "SecretStr" in str(field.annotation)
 
 
 class Settings(BaseSettings):
@@ -98,6 +116,9 @@ class Settings(BaseSettings):
         (),
         description="Own places that callers' URLs may name, comma separated: `HOST:PORT` or networks. http is allowed there.",
     )
+    webhook_secret: SecretStr | None = Field(
+        None, description="Signs webhooks whose request brings no secret of its own: `whsec_` and 24 to 64 bytes in base64."
+    )
     heartbeat_s: float = Field(15.0, gt=0, description="Seconds between comments on a quiet event stream.")
 
     @field_validator("comfyui_urls", mode="before")
@@ -117,6 +138,14 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]{1,5}", place):
                 ipaddress.ip_network(place)
         return places
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _need_webhook_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is None or not secret.get_secret_value():
+            return None
+        require_webhook_secret(secret.get_secret_value())
+        return secret
 
     @field_validator("comfyui_urls")
     @classmethod

@@ -79,4 +79,5 @@ class Metrics:
         self.slots_used = Gauge("fluxgate_instance_slots_used", "Prompts held", ["instance"], registry=self.registry)
         self.instance_up = Gauge("fluxgate_instance_up", "1 while usable", ["instance"], registry=self.registry)
         self.streams = Gauge("fluxgate_event_streams", "Open event streams", registry=self.registry)
+        self.webhooks = Counter("fluxgate_webhooks", "Tries to tell a job's end", ["outcome"], registry=self.registry)
         self.lease_takeovers = Counter("fluxgate_lease_takeovers", "Expired leases taken over", registry=self.registry)

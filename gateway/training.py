@@ -14,12 +14,13 @@ from comfy_workflows.errors import WorkflowError
 from gateway.auth import Caller
 from gateway.datasets import DatasetStore
 from gateway.errors import NotFound, RedisUnavailable, Unprocessable
-from gateway.jobs.model import Job, JobSpec, new_job_id, now_ms
+from gateway.jobs.model import Job, JobSpec, Webhook, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import TrainingStore
 from gateway.preflight import inspect
 from gateway.redis_client import TRAINING_QUEUE, enqueue_task
 from gateway.settings import Settings
+from gateway.webhooks import WebhookField
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class TrainingRequest(BaseModel):
     sample_every: int = Field(250, ge=1, le=100_000)
     seed: int = Field(-1, ge=-1, lt=2**31)
     resume_from: str | None = Field(None, max_length=64, description="Id of an ended training whose newest checkpoint to go on from.")
+    webhook: WebhookField = None
     metadata: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("sample_prompts")
@@ -72,7 +74,9 @@ class Trainings:
     def __init__(self, settings: Settings, catalog: Catalog, store: TrainingStore, datasets: DatasetStore) -> None:
         self._settings, self._catalog, self._store, self._datasets = settings, catalog, store, datasets
 
-    async def admit(self, request: TrainingRequest, caller: Caller, key: IdempotencyKey | None = None) -> Job:
+    async def admit(
+        self, request: TrainingRequest, caller: Caller, key: IdempotencyKey | None = None, webhook: Webhook | None = None
+    ) -> Job:
         """Check, store, queue. With a `key` seen before, the job is that of the first request."""
         self._check_trainer()
         base, family, source = self._base(request.base or self._settings.default_base_model)
@@ -81,7 +85,12 @@ class Trainings:
         await self._check_dataset(request, caller)
         if request.resume_from is not None:
             await self._check_resumed(request.resume_from, caller)
-        parameters = {**request.model_dump(exclude={"metadata", "base"}), "alpha": request.rank, "family": family, "source": source}
+        parameters = {
+            **request.model_dump(exclude={"metadata", "base", "webhook"}),
+            "alpha": request.rank,
+            "family": family,
+            "source": source,
+        }
         seed = request.seed if request.seed >= 0 else secrets.randbelow(2**31)
         job_id = new_job_id("trn")
         # One that goes on from another works in that one's folder, where the checkpoints are.
@@ -96,6 +105,7 @@ class Trainings:
             parameters={**parameters, "seed": seed},
             seed=seed,
             metadata=request.metadata,
+            webhook=webhook,
             timeout_s=self._settings.training_timeout_s,
             created_ms=now_ms(),
         )

@@ -38,6 +38,7 @@ LAYERS = {
     "gateway.preflight_rules": 1,
     "gateway.redis_client": 1,  # the one door to Redis, below all that keep something there
     "gateway.jobs.store": 2,
+    "gateway.jobs.deliveries": 2,
     "gateway.jobs.events": 2,
     "gateway.jobs.trainings": 2,
     "gateway.comfy": 2,
@@ -85,6 +86,8 @@ FRIENDS = (
     ("gateway.before_after", "gateway.admission"),
     ("gateway.dispatch", "gateway.reuse"),
     ("gateway.dispatch", "gateway.dispatch"),
+    ("gateway.training", "gateway.webhooks"),
+    ("gateway.webhooks", "gateway.presentation"),
     ("gateway.routes", "gateway.routes.deps"),
 )
 # Package -> top-level names that it never imports, and why a line further down would say no more.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
 class JobStatus(StrEnum):
@@ -109,6 +110,28 @@ class Metrics(_Part):
     upload_ms: int | None = None
 
 
+class Webhook(_Part):
+    """Whom a job's end is told. Only the URL is part of the record; the rest is kept beside it, and no event or answer carries it."""
+
+    url: str
+    secret: SecretStr | None = Field(None, exclude=True)  # None: the deployment's own
+    base_url: str = Field("", exclude=True)  # of the links in what is told
+
+    def private_json(self) -> str:
+        """What is kept beside the record."""
+        return json.dumps({"secret": self.secret.get_secret_value() if self.secret else None, "base_url": self.base_url})
+
+
+class Delivery(_Part):
+    """One try to tell a job's end. `status` is what the receiver answered, None when it did not; `error` says why it does not count."""
+
+    at_ms: int
+    attempt: int
+    status: int | None
+    ms: int
+    error: str | None
+
+
 class LoraUse(_Part):
     """A LoRA as a job uses it: the public name, the file ComfyUI loads, the weight."""
 
@@ -139,6 +162,7 @@ class JobSpec(_Part):
     needs: Needs = Needs()
     priority: Priority = "normal"
     metadata: dict[str, Any] = Field(default_factory=dict)
+    webhook: Webhook | None = None
     cache_key: str | None = None  # None: neither answered from the cache nor remembered in it
     timeout_s: float = 3600.0  # claimed until ended, over all attempts
     queue_timeout_s: float = 3600.0  # accepted until claimed
@@ -166,6 +190,7 @@ class Job(_Part):
     claimed_ms: int | None = None  # by its first attempt
     started_ms: int | None = None
     finished_ms: int | None = None
+    deliveries: tuple[Delivery, ...] = Field((), exclude=True)  # written beside the record after its end; in no event
 
     @property
     def id(self) -> str:

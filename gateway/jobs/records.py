@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from gateway.errors import Unprocessable
-from gateway.jobs.model import EventKind, Job
+from gateway.jobs.model import EventKind, Job, JobSpec
 
-_JSON_FIELDS = ("progress", "outputs", "error", "metrics", "warm", "cached", "avoid")
+_JSON_FIELDS = ("progress", "outputs", "error", "metrics", "warm", "cached", "avoid", "deliveries")
 _PLAIN_FIELDS = ("status", "revision", "instance", "prompt_id", "attempts", "lora", "takeovers", "claimed_ms", "started_ms", "finished_ms")
 
 EventDraft = tuple[EventKind, str, str]  # kind, status (or ""), data as JSON
@@ -74,6 +74,11 @@ class IdempotencyKey:
 def status_event(job: Job) -> EventDraft:
     """The event that tells a job's new status: the whole record as it is now."""
     return EventKind.STATUS, job.status.value, job.model_dump_json()
+
+
+def private_webhook(spec: JobSpec) -> str:
+    """What only the teller of the job's end may read; empty when nobody is told."""
+    return spec.webhook.private_json() if spec.webhook else ""
 
 
 def output_events(job: Job) -> list[EventDraft]:

@@ -9,6 +9,7 @@ Keys (all begin with `fluxgate:`):
   leases                   claimed jobs by the time their lease ends
   slots:{instance}         jobs that hold one of the instance's slots; warm:{instance} is what the last of them loads
   active:{caller}          a caller's unfinished jobs
+  webhooks                 ended jobs whose end is still to be told, by the time of the next try
   deadlines                waiting jobs by the time their wait is up
   cache:{twin}             the finished job that made this; twin:{twin} the one that is at it, followers:{id} those that wait for it
   idempotency:{caller}:{key}  body hash, job and answer of the first request with that key
@@ -34,6 +35,7 @@ from gateway.jobs.records import (
     encode_fields,
     output_events,
     pair_up,
+    private_webhook,
     status_event,
 )
 from gateway.redis_client import RedisClient, read_index, translate_redis
@@ -90,6 +92,7 @@ class JobStore:
                 *(deadline_ms, spec.cache_key or "", int(reuse), self._limits.queue_depth, self._limits.jobs_per_caller),
                 *self._idempotency_args(key),
                 spec.created_ms - (self._ttl_s + LONGEST_LIFE_S) * 1000,
+                private_webhook(spec),
             ]
         )
         return self._admitted(spec, [part.decode() if isinstance(part, bytes) else part for part in answer], key)
@@ -103,6 +106,7 @@ class JobStore:
                 *(self._now(), job.id, job.spec.caller, job.spec.created_ms, job.spec.model_dump_json(), graph, outputs),
                 self._ttl_s,
                 *self._idempotency_args(key),
+                private_webhook(job.spec),
                 *(part for draft in (*output_events(job), status_event(job)) for part in draft),
             ]
         )

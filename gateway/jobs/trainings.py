@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from gateway.errors import TooManyRequests
 from gateway.jobs.model import Job, JobSpec
-from gateway.jobs.records import Admitted, Claim, IdempotencyKey, Limits, decode_job, pair_up, status_event
+from gateway.jobs.records import Admitted, Claim, IdempotencyKey, Limits, decode_job, pair_up, private_webhook, status_event
 from gateway.jobs.store import JobStore
 from gateway.redis_client import RedisClient, read_index, translate_redis
 
@@ -32,6 +32,7 @@ class TrainingStore(JobStore):
             args=[
                 *(self._now(), spec.id, spec.caller, spec.created_ms, spec.model_dump_json(), event, self._limits.jobs_per_caller),
                 *self._idempotency_args(key),
+                private_webhook(spec),
             ]
         )
         parts = [part.decode() if isinstance(part, bytes) else part for part in answer]

@@ -25,6 +25,7 @@ from gateway.presentation import present_job
 from gateway.pricing import estimate_rest_s, estimate_run_s, estimate_wait_s
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job
 from gateway.runtime import Runtime as RuntimeState
+from gateway.webhooks import WebhookField
 
 router = APIRouter(prefix="/v1", tags=["generations"])
 
@@ -55,6 +56,7 @@ class GatewayFields(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict, description="Yours; returned as it is.")
     priority: Priority = Field("normal", description="Order among your own and others' waiting jobs.")
     cache: Literal["use", "refresh", "off"] = Field("use", description="Whether an identical earlier job may answer.")
+    webhook: WebhookField = None
     timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds the job may take once an instance has it.")
 
     @model_validator(mode="before")
@@ -140,7 +142,8 @@ async def _create(
     if key is not None and (replay := await runtime.store.find_replay(key)) is not None:
         return await _replay(runtime, base_url, *replay)
     own, parameters = _own_fields(request)
-    wish = Wish(workflow, parameters, own["priority"], own["metadata"], own["cache"], own["timeout_s"])
+    webhook = await runtime.webhooks.accept(request.webhook, base_url)
+    wish = Wish(workflow, parameters, own["priority"], own["metadata"], own["cache"], own["timeout_s"], webhook)
     job, replayed = await runtime.admission.admit(wish, caller, key)
     if replayed and key is not None and (replay := await runtime.store.find_replay(key)) is not None:
         # A twin that came at the same time was first.

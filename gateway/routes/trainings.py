@@ -31,7 +31,8 @@ async def create_training(
     if idempotency_key:
         body_hash = hashlib.sha256(b"training" + request.model_dump_json().encode()).hexdigest()
         key = IdempotencyKey(caller.id, idempotency_key, body_hash)
-    return _accepted(await runtime.trainings.admit(request, caller, key), base_url)
+    webhook = await runtime.webhooks.accept(request.webhook, base_url)
+    return _accepted(await runtime.trainings.admit(request, caller, key, webhook), base_url)
 
 
 def _accepted(job: Job, base_url: str) -> JSONResponse:
@@ -64,13 +65,14 @@ async def cancel_training(job_id: str, runtime: Runtime, caller: CurrentCaller, 
 
 @router.post("/{job_id}/resume", status_code=202, response_class=JSONResponse)
 async def resume_training(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> JSONResponse:
-    """Go on from the newest checkpoint of a training that has ended, as a new job with the same settings."""
+    """Go on from the newest checkpoint of a training that has ended, as a new job with the same settings and webhook."""
     earlier = await load_own_job(runtime, caller, job_id, "training")
     if not earlier.is_terminal:
         raise Conflict(f"{job_id} is {earlier.status}.", code="job_not_ended", hint="Cancel it first.", details={"status": earlier.status})
     asked = {name: value for name, value in earlier.spec.parameters.items() if name in TrainingRequest.model_fields}
     request = TrainingRequest.model_validate({**asked, "base": earlier.spec.base_model, "resume_from": job_id})
-    return _accepted(await runtime.trainings.admit(request, caller), base_url)
+    webhook = await runtime.deliveries.webhook_of(earlier)
+    return _accepted(await runtime.trainings.admit(request, caller, webhook=webhook), base_url)
 
 
 @router.delete("/{job_id}")

@@ -75,7 +75,7 @@ end
 -- Every way a job ends: nothing is left that could claim, renew or count it; its record lives on for `ttl_s`.
 local function close(id, now, ttl_s, succeeded)
   local key = job_key(id)
-  local facts = redis.call('HMGET', key, 'instance', 'caller', 'twin')
+  local facts = redis.call('HMGET', key, 'instance', 'caller', 'twin', 'webhook')
   if facts[1] then redis.call('SREM', slots_key(facts[1]), id) end
   redis.call('ZREM', leases_key(id), id)
   redis.call('ZREM', 'fluxgate:deadlines', id)
@@ -86,5 +86,6 @@ local function close(id, now, ttl_s, succeeded)
     release_followers(id, succeeded)
   end
   redis.call('HSET', key, 'finished_ms', now)
+  if facts[4] then redis.call('ZADD', 'fluxgate:webhooks', now, id) end
   for _, name in ipairs({key, 'fluxgate:graph:' .. id, 'fluxgate:events:' .. id}) do redis.call('EXPIRE', name, ttl_s) end
 end

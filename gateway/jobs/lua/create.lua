@@ -1,5 +1,6 @@
 -- now, id, caller, priority, created_ms, spec, graph, event, queue deadline, twin, may be answered by a twin's work ('1'), depth limit,
--- caller limit, idempotency key, body hash, idempotency ttl_s, created_ms of the oldest records there can be
+-- caller limit, idempotency key, body hash, idempotency ttl_s, created_ms of the oldest records there can be,
+-- webhook or ''
 --   ->  {'created'} · {'following', leader} · {'cached', job id} (nothing stored yet) · {'replay', body hash, job id}
 --       · {'queue_full', depth} · {'caller_full', jobs}
 -- One step: either all of it happened or none, so a retry after a lost answer finds what the first try did.
@@ -26,6 +27,7 @@ end
 local sequence = redis.call('INCR', 'fluxgate:sequence')
 redis.call('HSET', key, 'spec', ARGV[6], 'status', 'queued', 'caller', caller, 'priority', priority,
   'sequence', sequence, 'attempts', 0, 'revision', 0, 'queue_deadline', ARGV[9])
+if ARGV[18] ~= '' then redis.call('HSET', key, 'webhook', ARGV[18]) end
 redis.call('SET', 'fluxgate:graph:' .. id, ARGV[7])
 -- Records that old have expired: their places in the lists go with them.
 for _, index in ipairs({'fluxgate:jobs', 'fluxgate:jobs:' .. caller}) do redis.call('ZREMRANGEBYSCORE', index, '-inf', ARGV[17]) end

@@ -1,4 +1,4 @@
--- now, id, caller, created_ms, spec, event, caller limit, idempotency key, body hash, idempotency ttl_s
+-- now, id, caller, created_ms, spec, event, caller limit, idempotency key, body hash, idempotency ttl_s, webhook or ''
 --   ->  {'created'} · {'replay', body hash, job id} · {'caller_full', jobs}
 -- A training stands in the worker's queue, not in the dispatchers'. Until a worker claims it,
 -- whoever looks for lost trainings sees it after a few seconds, so that a crash between here and that queue forgets nothing.
@@ -16,6 +16,7 @@ if idempotency ~= '' then
   redis.call('EXPIRE', idempotency, ARGV[10])
 end
 redis.call('HSET', key, 'spec', ARGV[5], 'kind', 'training', 'status', 'queued', 'caller', caller, 'attempts', 0, 'revision', 0)
+if ARGV[11] ~= '' then redis.call('HSET', key, 'webhook', ARGV[11]) end
 redis.call('ZADD', 'fluxgate:trainings:' .. caller, ARGV[4], id)
 redis.call('SADD', 'fluxgate:active:' .. caller, id)
 redis.call('ZADD', 'fluxgate:leases:training', now + 5000, id)
