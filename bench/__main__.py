@@ -15,11 +15,11 @@ from pathlib import Path
 
 import aiohttp
 
-from bench import gap, overhead
+from bench import gap, overhead, relay
 from bench.caller import BenchFailure
 from local.child import ChildError
 
-BENCHES: dict[str, Callable[[Path, float], Awaitable[None]]] = {"overhead": overhead.run, "gap": gap.run}
+BENCHES: dict[str, Callable[[Path, float], Awaitable[None]]] = {"overhead": overhead.run, "gap": gap.run, "relay": relay.run}
 
 
 async def run_all(names: list[str], share: float) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -56,6 +58,16 @@ class Caller:
                         await response.read()
                         return job
         raise BenchFailure(f"the stream of {job['id']} ended while it was {job['status']}")
+
+    async def wait_for_status(self, job: dict[str, Any], status: str) -> None:
+        """Return when the job is in that status; BenchFailure when it ends in another or takes a minute."""
+        deadline = time.monotonic() + 60
+        while job["status"] != status:
+            if job["status"] in TERMINAL or time.monotonic() > deadline:
+                raise BenchFailure(f"{job['id']} is {job['status']}, not {status}: {job['error']}")
+            await asyncio.sleep(0.1)
+            async with self._session.get(job["urls"]["self"]) as response:
+                job = await response.json()
 
     async def fetch_picture(self, job: dict[str, Any]) -> bytes:
         """The bytes behind the signed URL; BenchFailure unless they are those that the job tells of."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from pathlib import Path
 import aiohttp
 
 from local.child import Child, pick_free_port
-from local.services import LOOPBACK, Engine, Gateway, RedisServer, S3Server
+from local.services import LOOPBACK, Engine, Gateway, RedisServer, S3Server, ask
 
 WORKFLOWS = Path(__file__).with_name("workflows")
 
@@ -42,11 +45,11 @@ async def _start(children: Sequence[Child]) -> None:
 
 
 @asynccontextmanager
-async def open_servers(state_dir: Path) -> AsyncIterator[Servers]:
+async def open_servers(state_dir: Path, *, with_engine: bool = True) -> AsyncIterator[Servers]:
     """Everything but the gateway. Raises ChildError, which says in one line what did not start."""
     redis, s3 = RedisServer(state_dir, pick_free_port()), S3Server(state_dir, pick_free_port())
     outside = os.environ.get("COMFYUI_URL")
-    engine = None if outside else Engine(state_dir, pick_free_port(), flags=["--nodes", "bench.nodes"])
+    engine = None if outside or not with_engine else Engine(state_dir, pick_free_port(), flags=["--nodes", "bench.nodes"])
     url = outside.rstrip("/") if outside else engine.url if engine else ""
     children: list[Child] = [redis, s3, *([engine] if engine else [])]
     try:
@@ -57,11 +60,9 @@ async def open_servers(state_dir: Path) -> AsyncIterator[Servers]:
             child.stop()
 
 
-@asynccontextmanager
-async def open_gateway(servers: Servers, env: Mapping[str, str] | None = None) -> AsyncIterator[Gateway]:
-    """A gateway in front of the servers; `env` replaces what it would be told."""
+def _tell(servers: Servers, env: Mapping[str, str] | None) -> dict[str, str]:
     credentials = servers.s3.credentials
-    told = {
+    return {
         "LOG_LEVEL": "WARNING",
         "REDIS_URL": servers.redis.url,
         "S3_ENDPOINT_URL": servers.s3.endpoint_url,
@@ -73,13 +74,67 @@ async def open_gateway(servers: Servers, env: Mapping[str, str] | None = None) -
         "WORKFLOWS_DIR": str(WORKFLOWS),
         **(env or {}),
     }
-    gateway = Gateway(servers.state_dir, LOOPBACK, pick_free_port(), told)
+
+
+@asynccontextmanager
+async def _running(child: Child) -> AsyncIterator[None]:
     try:
-        await _start([gateway])
-        yield gateway
+        await _start([child])
+        yield
     except aiohttp.ClientError:
-        # When it is the gateway that died, its last words say more than a refused connection.
-        gateway.check()
+        # When it is the child that died, its last words say more than a refused connection.
+        child.check()
         raise
     finally:
-        gateway.stop()
+        child.stop()
+
+
+@asynccontextmanager
+async def open_gateway(servers: Servers, env: Mapping[str, str] | None = None) -> AsyncIterator[Gateway]:
+    """A gateway in front of the servers; `env` replaces what it would be told."""
+    gateway = Gateway(servers.state_dir, LOOPBACK, pick_free_port(), _tell(servers, env))
+    async with _running(gateway):
+        yield gateway
+
+
+@asynccontextmanager
+async def open_dispatcher(servers: Servers, env: Mapping[str, str] | None = None, name: str = "dispatcher") -> AsyncIterator[Child]:
+    """A dispatcher in a process of its own. A gateway is ready when it has heard of an instance from one: open this first."""
+    command, log_path = [sys.executable, "-m", "gateway.dispatch"], servers.state_dir / "logs" / f"{name}.log"
+    dispatcher = Child(name, command, env=_tell(servers, env), log_path=log_path, is_ready=lambda: None)
+    async with _running(dispatcher):
+        yield dispatcher
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedFleet:
+    """Instances that sleep, all in one process."""
+
+    child: Child
+    urls: list[str]
+
+    async def start_ticks(self) -> None:
+        """Open the gate of a fleet that was opened with `held`."""
+        async with aiohttp.ClientSession() as session, session.post(f"{self.urls[0]}/bench/start") as response:
+            response.raise_for_status()
+
+
+def _pick_free_ports(count: int) -> list[int]:
+    """All different: each is held until the last is drawn."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+@asynccontextmanager
+async def open_fleet(state_dir: Path, size: int, *, at_once: int = 1, held: bool = False) -> AsyncIterator[SimulatedFleet]:
+    """`size` simulated instances that run `at_once` prompts each at one time; `held`: no progress before `start_ticks`."""
+    ports = _pick_free_ports(size)
+    urls = [f"http://{LOOPBACK}:{port}" for port in ports]
+    command = [sys.executable, "-m", "bench.simulated", "--ports", ",".join(map(str, ports)), "--at-once", str(at_once)]
+    command += ["--held"] if held else []
+    child = Child("fleet", command, log_path=state_dir / "logs" / "fleet.log", is_ready=lambda: ask(f"{urls[-1]}/system_stats"))
+    async with _running(child):
+        yield SimulatedFleet(child, urls)

@@ -14,6 +14,7 @@ class Summary:
 
     p50: float
     p95: float
+    p99: float
     mean: float
     largest: float
 
@@ -23,7 +24,7 @@ def summarize(values: Sequence[float]) -> Summary:
     if not values:
         raise ValueError("nothing was measured")
     ordered = sorted(values)
-    return Summary(_pick(ordered, 0.5), _pick(ordered, 0.95), sum(ordered) / len(ordered), ordered[-1])
+    return Summary(_pick(ordered, 0.5), _pick(ordered, 0.95), _pick(ordered, 0.99), sum(ordered) / len(ordered), ordered[-1])
 
 
 def _pick(ordered: Sequence[float], share: float) -> float:
@@ -38,6 +39,12 @@ def read_cpu_s(pid: int) -> float | None:
     # The program's name stands in brackets and may hold spaces; user and system ticks are fields 14 and 15.
     fields = stat.read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def read_rss_bytes(pid: int) -> int | None:
+    """Memory a process has in RAM; None where the system has no /proc."""
+    statm = Path(f"/proc/{pid}/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
 
 
 def read_busy_s() -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import sys
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -36,6 +38,15 @@ class GatewayServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def allow_many_files() -> None:
+    """As many open sockets as the system lets us have: each event stream is one, and the usual limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # macOS calls its hard limit infinite and then refuses it; what is allowed already will have to do.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> int:
     """Serve until told to stop. A deployment that cannot work is refused with one line."""
     try:
@@ -43,6 +54,7 @@ def main() -> int:
         refuse_unsafe_binding(settings)
         configure_logging(settings.log_level)
         app = create_app(settings)
+        allow_many_files()
     except ValidationError as error:
         for fault in error.errors():
             name = ".".join(map(str, fault["loc"]))

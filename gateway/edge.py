@@ -26,6 +26,7 @@ from gateway.errors import (
     UnsupportedMediaType,
 )
 from gateway.settings import Settings
+from gateway.streams import BOX, EventStream
 from gateway.telemetry import request_id
 
 log = logging.getLogger("gateway.access")
@@ -138,7 +139,11 @@ class EdgeMiddleware:
             if declared.isdigit() and int(declared) > allowed:
                 await _answer(self._too_large(allowed))(scope, receive, send_with_id)
             else:
-                await self._app(scope, self._limit(receive, allowed), send_with_id)
+                scope[BOX] = streams = list[EventStream]()
+                limited = self._limit(receive, allowed)
+                await self._app(scope, limited, send_with_id)
+                for stream in streams:
+                    await stream.run(limited, send_with_id)
         except Exception as error:  # boundary: a surprise gets its answer and its log line here, where the request still has an id
             log.error("unexpected error", exc_info=error)
             if begun:

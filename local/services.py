@@ -147,6 +147,7 @@ class Gateway(Child):
     def __init__(self, state_dir: Path, host: str, port: int, env: Mapping[str, str]) -> None:
         # A wildcard address is for others to reach us by; from here loopback always does.
         reachable = {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        self.port = port
         self.url = f"http://{reachable}:{port}"
         super().__init__(
             "gateway",

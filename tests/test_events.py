@@ -265,25 +265,31 @@ def seconds() -> list[float]:
     return [0.0]
 
 
+def ids(events: list[Event]) -> list[str]:
+    return [event.id for event in events]
+
+
 def test_a_burst_passes_and_a_flood_is_thinned(seconds: list[float]) -> None:
     throttle = Throttle(rate_per_s=10, burst=5, clock=lambda: seconds[0])
-    passed = [event for number in range(50) for event in throttle.pass_on(progress(number))]
-    assert [event.id for event in passed] == ["0-0", "1-0", "2-0", "3-0", "4-0"]
+    passed = [event for number in range(50) for event in throttle.thin([progress(number)])]
+    assert ids(passed) == ["0-0", "1-0", "2-0", "3-0", "4-0"]
     seconds[0] += 0.25
-    assert [event.id for number in range(50, 60) for event in throttle.pass_on(progress(number))] == ["50-0", "51-0"]
+    assert ids(throttle.thin([progress(number) for number in range(50, 60)])) == ["50-0", "51-0"]
 
 
 def test_the_newest_held_back_comes_before_what_is_no_progress(seconds: list[float]) -> None:
     throttle = Throttle(rate_per_s=1, burst=1, clock=lambda: seconds[0])
-    for number in range(3):
-        throttle.pass_on(progress(number))
-    output = Event("3-0", EventKind.OUTPUT, b"{}")
-    assert [event.id for event in throttle.pass_on(output)] == ["2-0", "3-0"]
-    assert throttle.pass_on(None) == []
+    throttle.thin([progress(number) for number in range(3)])
+    assert ids(throttle.thin([Event("3-0", EventKind.OUTPUT, b"{}")])) == ["2-0", "3-0"]
+    assert throttle.thin([]) == []
+    assert throttle.due_s is None
 
 
-def test_silence_sends_what_was_held_back(seconds: list[float]) -> None:
-    throttle = Throttle(rate_per_s=1, burst=1, clock=lambda: seconds[0])
-    for number in range(3):
-        throttle.pass_on(progress(number))
-    assert throttle.pass_on(None) == [progress(2)]
+def test_what_was_held_back_goes_when_its_time_has_come(seconds: list[float]) -> None:
+    throttle = Throttle(rate_per_s=4, burst=1, clock=lambda: seconds[0])
+    assert ids(throttle.thin([progress(number) for number in range(3)])) == ["0-0"]
+    assert throttle.thin([]) == []
+    assert throttle.due_s == 0.25
+    seconds[0] += 0.25
+    assert throttle.thin([]) == [progress(2)]
+    assert throttle.due_s is None

@@ -51,6 +51,7 @@ LAYERS = {
     "gateway.loras": 2,
     "gateway.outside": 2,
     "gateway.storage": 2,
+    "gateway.streams": 2,
     "gateway.admission": 3,
     "gateway.assets": 3,
     "gateway.before_after": 3,

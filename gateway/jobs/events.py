@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 
 from gateway.errors import RedisUnavailable
 from gateway.jobs.model import Event, EventKind
@@ -34,14 +34,17 @@ async def read_events(redis: RedisClient, job_id: str, after: str = "0", limit: 
 
 
 class Subscription:
-    """What one listener has not read yet. `behind` is set when something was dropped: read the stream from your last id."""
+    """What one listener has not read yet. `behind` is set when something was dropped: read the stream from your last id.
 
-    __slots__ = ("_latest_preview", "_ready", "_waiting", "behind", "previews")
+    There may be thousands: nothing is kept for one that has read everything, and waiting costs one future and one timer.
+    """
+
+    __slots__ = ("_latest_preview", "_waiter", "_waiting", "behind", "previews")
 
     def __init__(self, previews: bool = False) -> None:
-        self._waiting: deque[Event] = deque()
+        self._waiting: list[Event] = []
         self._latest_preview: Event | None = None
-        self._ready = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self.behind = False
         self.previews = previews
 
@@ -51,35 +54,41 @@ class Subscription:
                 return
             self._latest_preview = event
         elif len(self._waiting) >= BACKLOG:
-            self.fall_behind()
+            self._waiting = []
+            self.behind = True
         else:
             self._waiting.append(event)
-        self._ready.set()
+        self.wake()
 
     def wake(self) -> None:
-        self._ready.set()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def fall_behind(self) -> None:
-        self._waiting.clear()
+        self._waiting = []
         self.behind = True
-        self._ready.set()
+        self.wake()
 
     async def wait(self, timeout_s: float) -> bool:
         """True when there is something to take, False when `timeout_s` passed first."""
-        if self._ready.is_set():
+        if self._has_news():
             return True
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(timeout_s, self.wake)
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
-        except TimeoutError:
-            return False
-        return True
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        return self._has_news()
+
+    def _has_news(self) -> bool:
+        return bool(self._waiting) or self.behind or self._latest_preview is not None
 
     def take(self) -> list[Event]:
         """Everything that waits, the newest preview last."""
-        self._ready.clear()
-        events = list(self._waiting)
-        self._waiting.clear()
+        events, self._waiting = self._waiting, []
         if self._latest_preview is not None:
             events.append(self._latest_preview)
             self._latest_preview = None
@@ -165,54 +174,85 @@ class EventFeed:
 
         Ends by itself only when the feed is closed: the listener knows which event is the last one. While Redis is away it waits.
         """
+        async with aclosing(self.follow_batches(job_id, after, previews=previews, idle_s=idle_s)) as batches:
+            async for batch in batches:
+                for event in batch or (None,):
+                    yield event
+
+    async def follow_batches(
+        self, job_id: str, after: str = "0", *, previews: bool = False, idle_s: float = 15.0, throttle: Throttle | None = None
+    ) -> AsyncGenerator[list[Event], None]:
+        """The same, with all that has come at once; an empty list is silence. A throttle thins progress, also of what is read again."""
+        throttle = throttle or Throttle(rate_per_s=math.inf)
         with self.subscribe(job_id, previews=previews) as subscription:
-            last = after
-            subscription.behind = True
+            last, subscription.behind, is_joining = after, True, True
             while not self.closed:
                 if subscription.behind:
                     subscription.behind = False
                     try:
-                        more = True
-                        while more:
-                            events = await read_events(self._redis, job_id, last, limit=PAGE)
-                            more = len(events) == PAGE
-                            for event in events:
-                                last = event.id
-                                yield event
+                        came, is_joining = await read_events(self._redis, job_id, last, limit=PAGE), True
                     except RedisUnavailable:
                         subscription.behind = True
                         await asyncio.sleep(RETRY_S)
-                        yield None
+                        yield []
                         continue
-                for event in subscription.take():
-                    if event.kind == EventKind.PREVIEW:
-                        yield event
-                    elif not subscription.behind and event.is_after(last):
-                        last = event.id
-                        yield event
-                if not subscription.behind and not self.closed and not await subscription.wait(idle_s):
-                    yield None
+                    # More may lie there. What comes live meanwhile is told apart by its id.
+                    subscription.behind |= len(came) == PAGE
+                    last = came[-1].id if came else last
+                else:
+                    came = subscription.take()
+                    if is_joining:
+                        came = [event for event in came if event.kind == EventKind.PREVIEW or event.is_after(last)]
+                    if kept := [event for event in came if event.kind != EventKind.PREVIEW]:
+                        # The feed has an order: after one that is new all are.
+                        last, is_joining = kept[-1].id, False
+                if batch := throttle.thin(came):
+                    yield batch
+                pause_s = throttle.due_s
+                if not await subscription.wait(idle_s if pause_s is None else pause_s) and pause_s is None and not self.closed:
+                    yield []
 
 
 class Throttle:
     """Progress for one client: a burst passes whole, a flood is thinned to `rate_per_s`, the newest always being the one kept."""
+
+    __slots__ = ("_burst", "_clock", "_filled_at", "_held", "_rate", "_tokens")
 
     def __init__(self, rate_per_s: float = 10.0, burst: int = 100, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._clock = rate_per_s, burst, clock
         self._tokens, self._filled_at = float(burst), clock()
         self._held: Event | None = None
 
-    def pass_on(self, event: Event | None) -> list[Event]:
-        """What to send now that `event` came; None asks for what was held back."""
-        if event is not None and event.kind == EventKind.PROGRESS:
-            now = self._clock()
-            self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
-            self._filled_at = now
-            if self._tokens < 1:
+    @property
+    def due_s(self) -> float | None:
+        """Seconds until what is held back may go; None when nothing is."""
+        return None if self._held is None else max(0.001, (1 - self._tokens) / self._rate)
+
+    def thin(self, events: list[Event]) -> list[Event]:
+        """What to send now that these came, in order. None of them: what was held back, if it may go."""
+        passed: list[Event] = []
+        for event in events:
+            if event.kind != EventKind.PROGRESS:
+                # What is no progress stands behind the newest step that came before it.
+                passed += [event] if self._held is None else [self._held, event]
+                self._held = None
+            elif self._take_token():
+                passed.append(event)
+                self._held = None
+            else:
                 self._held = event
-                return []
-            self._tokens -= 1
+        if self._held is not None and self._take_token():
+            passed.append(self._held)
             self._held = None
-            return [event]
-        held, self._held = self._held, None
-        return [one for one in (held, event) if one is not None]
+        return passed
+
+    def _take_token(self) -> bool:
+        if self._rate == math.inf:
+            return True
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

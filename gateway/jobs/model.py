@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -42,13 +43,16 @@ class EventKind(StrEnum):
     RECONNECT = "reconnect"  # this process goes away; come back with Last-Event-ID
 
 
-class Event(NamedTuple):
+@dataclass(slots=True)
+class Event:
     """One entry of a job's stream. `id` is its Redis stream id and its SSE id; `data` is JSON."""
 
     id: str
     kind: str
     data: bytes
     status: str = ""  # of a status event, so that it need not be parsed to know
+    # As it was last written, and for which base URL: all who listen to a job share one event and its one frame.
+    frame: tuple[str, bytes] | None = field(default=None, compare=False, repr=False)
 
     def is_after(self, other: str) -> bool:
         return stream_position(self.id) > stream_position(other)

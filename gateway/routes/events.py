@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Depends, Header, Query
-from fastapi.responses import StreamingResponse
 
 from gateway.errors import BadRequest, RedisUnavailable
 from gateway.jobs.events import Throttle, read_events
@@ -16,11 +16,11 @@ from gateway.jobs.model import TERMINAL, Event, EventKind, Job, Output
 from gateway.presentation import present_job, present_output
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, load_own_job
 from gateway.runtime import Runtime as RuntimeState
+from gateway.streams import EventStream
 
 router = APIRouter(prefix="/v1", tags=["events"])
 
 _EVENT_ID = re.compile(r"\d{1,15}(-\d{1,10})?")
-_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
 
 def _frame(kind: str, data: str, event_id: str | None = None) -> bytes:
@@ -36,10 +36,16 @@ class EventPresenter:
         self.ended = False
 
     def job(self, job: Job) -> str:
-        self.ended = job.status in TERMINAL
         return json.dumps(present_job(job, base_url=self._base_url, storage=self._runtime.storage), ensure_ascii=False)
 
     def frame(self, event: Event) -> bytes:
+        """Made once for all who listen now and see the gateway at the same address."""
+        self.ended |= event.kind == EventKind.STATUS and event.status in TERMINAL
+        if event.frame is None or event.frame[0] != self._base_url:
+            event.frame = (self._base_url, self._write(event))
+        return event.frame[1]
+
+    def _write(self, event: Event) -> bytes:
         event_id = None if event.kind == EventKind.PREVIEW else event.id
         if event.kind == EventKind.STATUS:
             return _frame(event.kind, self.job(Job.model_validate_json(event.data)), event_id)
@@ -53,7 +59,7 @@ class EventPresenter:
         return _frame(event.kind, event.data.decode(), event_id)
 
 
-async def _stream(runtime: RuntimeState, job: Job, base_url: str, after: str, previews: bool) -> AsyncIterator[bytes]:
+async def _stream(runtime: RuntimeState, job: Job, base_url: str, after: str, previews: bool) -> AsyncGenerator[bytes, None]:
     """The job as it stands (without an id: it is no part of the history), then its events after `after`."""
     presenter = EventPresenter(runtime, base_url)
     runtime.metrics.streams.inc()
@@ -61,19 +67,17 @@ async def _stream(runtime: RuntimeState, job: Job, base_url: str, after: str, pr
         yield _frame(EventKind.STATUS, presenter.job(job))
         if job.is_terminal:
             while events := await read_events(runtime.redis, job.id, after):
-                for event in events:
-                    yield presenter.frame(event)
+                yield b"".join(map(presenter.frame, events))
                 after = events[-1].id
             return
-        throttle, idle_s = Throttle(), runtime.settings.heartbeat_s
-        async for event_or_silence in runtime.feed.follow(job.id, after, previews=previews, idle_s=idle_s):
-            for event in throttle.pass_on(event_or_silence):
-                yield presenter.frame(event)
-                if presenter.ended:
-                    return
-            if event_or_silence is None:
-                yield b": still here\n\n"
-                if await _is_gone(runtime, job.id):
+        idle_s, throttle, job_id = runtime.settings.heartbeat_s, Throttle(), job.id
+        # Its record is of no more use, and the stream may stay open for long.
+        del job
+        batches = runtime.feed.follow_batches(job_id, after, previews=previews, idle_s=idle_s, throttle=throttle)
+        async with aclosing(batches):
+            async for batch in batches:
+                yield b"".join(map(presenter.frame, batch)) if batch else b": still here\n\n"
+                if presenter.ended or (not batch and await _is_gone(runtime, job_id)):
                     return
         yield _frame(EventKind.RECONNECT, '{"reason": "this process stops; come back with Last-Event-ID"}')
     finally:
@@ -111,23 +115,20 @@ async def _place(
 Place = Annotated[_Place, Depends(_place)]
 
 
-def _answer(runtime: RuntimeState, job: Job, base_url: str, place: _Place) -> StreamingResponse:
-    body = _stream(runtime, job, base_url, place.after, place.previews)
-    return StreamingResponse(body, media_type="text/event-stream", headers=_HEADERS)
+def _answer(runtime: RuntimeState, job: Job, base_url: str, place: _Place) -> EventStream:
+    return EventStream(_stream(runtime, job, base_url, place.after, place.previews))
 
 
 # POST as well: some tunnels hold back the body of a GET until it is whole.
-@router.post("/generations/{job_id}/events", response_class=StreamingResponse, operation_id="stream_events_by_post")
-@router.get("/generations/{job_id}/events", response_class=StreamingResponse, operation_id="stream_events")
-async def stream_events(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, place: Place) -> StreamingResponse:
+@router.post("/generations/{job_id}/events", response_class=EventStream, operation_id="stream_events_by_post")
+@router.get("/generations/{job_id}/events", response_class=EventStream, operation_id="stream_events")
+async def stream_events(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, place: Place) -> EventStream:
     """The job now, then every event with its id, then the live ones; the stream ends after the terminal status."""
     return _answer(runtime, await load_own_job(runtime, caller, job_id), base_url, place)
 
 
-@router.post("/trainings/{job_id}/events", response_class=StreamingResponse, operation_id="stream_training_events_by_post")
-@router.get("/trainings/{job_id}/events", response_class=StreamingResponse, operation_id="stream_training_events")
-async def stream_training_events(
-    job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, place: Place
-) -> StreamingResponse:
+@router.post("/trainings/{job_id}/events", response_class=EventStream, operation_id="stream_training_events_by_post")
+@router.get("/trainings/{job_id}/events", response_class=EventStream, operation_id="stream_training_events")
+async def stream_training_events(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, place: Place) -> EventStream:
     """The training now, then its events: stages, steps with loss, checkpoints, samples."""
     return _answer(runtime, await load_own_job(runtime, caller, job_id, "training"), base_url, place)
