@@ -65,9 +65,9 @@ class Caller:
         while job["status"] != status:
             if job["status"] in TERMINAL or time.monotonic() > deadline:
                 raise BenchFailure(f"{job['id']} is {job['status']}, not {status}: {job['error']}")
-            await asyncio.sleep(0.1)
             async with self._session.get(job["urls"]["self"]) as response:
                 job = await response.json()
+            await asyncio.sleep(0 if job["status"] == status else 0.1)
 
     async def fetch_picture(self, job: dict[str, Any]) -> bytes:
         """The bytes behind the signed URL; BenchFailure unless they are those that the job tells of."""
