@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainer_worker.checkpoints import (
+    LAST_NAME,
     OPTIMIZER_NAME,
     STATE_NAME,
     WEIGHTS_NAME,
@@ -34,7 +35,7 @@ def write_checkpoint(output_dir: Path, step: int) -> Path:
     folder.mkdir(parents=True)
     write_weights(folder / WEIGHTS_NAME)
     (folder / STATE_NAME).write_text(json.dumps({"global_step": step}))
-    for name in (OPTIMIZER_NAME, "scheduler.bin"):
+    for name in (OPTIMIZER_NAME, "scheduler.bin", LAST_NAME):
         with zipfile.ZipFile(folder / name, "w") as archive:
             archive.writestr("data", b"0" * 100)
     return folder
@@ -53,6 +54,8 @@ DAMAGES: dict[str, Damage] = {
     "cut weights": lambda folder: cut(folder / WEIGHTS_NAME),
     "no optimizer": lambda folder: (folder / OPTIMIZER_NAME).unlink(),
     "cut optimizer": lambda folder: cut(folder / OPTIMIZER_NAME),
+    "interrupted at the optimizer, which Python closed": lambda folder: (folder / LAST_NAME).unlink(),
+    "cut random states": lambda folder: cut(folder / LAST_NAME),
     "empty schedule": lambda folder: (folder / "scheduler.bin").write_bytes(b""),
 }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 STATE_NAME = "training_state.json"
 OPTIMIZER_NAME = "optimizer.bin"
+LAST_NAME = "random_states_0.pkl"  # written after all the others
 FOLDER_NAME = re.compile(r"checkpoint-(\d+)")
 LARGEST_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors library itself
 ASIDE = "broken-"  # SimpleTuner takes every folder whose name begins with "checkpoint" for one
@@ -51,12 +52,15 @@ def set_broken_aside(output_dir: Path) -> list[Path]:
 
 
 def is_whole_checkpoint(step: int, folder: Path) -> bool:
-    """The state is the last but three that a trainer writes; optimizer, schedule and random states come after it."""
+    """The state is the last but three that a trainer writes; optimizer, schedule and random states come after it, in this order.
+
+    Interrupted in torch's writing, Python still closes the archive: it looks whole and lacks its tensors. Only the file behind it tells.
+    """
     try:
         state = json.loads((folder / STATE_NAME).read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    archives = [*folder.glob("*.bin")]
+    archives = [*folder.glob("*.bin"), folder / LAST_NAME]
     return (
         isinstance(state, dict)
         and state.get("global_step") == step
