@@ -19,6 +19,8 @@ class BaseModelInfo(BaseModel):
     files: dict[str, str] = Field(min_length=1)
     size_bytes: int = Field(gt=0, description="all files together")
     source: str = Field(description="where the files come from: a Hugging Face repository or a URL")
+    trains_on: str | None = Field(default=None, description="the repository in diffusers layout to train on, where `source` has none")
+    flavour: str = Field(default="", description="what SimpleTuner calls it within its family; empty for the first one")
     licence: str
     gated: bool = Field(default=False, description="whether the source asks for an account that accepted its terms")
     steps: int = Field(ge=1)

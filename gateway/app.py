@@ -10,7 +10,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 
 from gateway.edge import EdgeMiddleware, install_error_handlers
-from gateway.routes import catalog, datasets, events, generations, health, instances, trainings, uploads, webhooks
+from gateway.routes import captions, catalog, datasets, events, generations, health, instances, trainings, uploads, webhooks
 from gateway.runtime import load_catalog, open_runtime
 from gateway.settings import Settings
 
@@ -30,6 +30,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_workflow_router(settings))
     app.include_router(events.router)
     app.include_router(datasets.router)
+    app.include_router(captions.router)
     app.include_router(catalog.router)
     app.include_router(trainings.router)
     app.include_router(uploads.router)

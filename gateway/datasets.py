@@ -58,6 +58,16 @@ for i = 2, #ARGV do redis.call('SADD', ARGV[1] .. ':keys', ARGV[i]) end
 return 1
 """
 
+# ARGV: key of the dataset, time, name, caption, whether to replace one that has words.
+_SET_CAPTION = """
+if redis.call('HEXISTS', ARGV[1] .. ':files', ARGV[3]) == 0 then return 0 end
+local old = redis.call('HGET', ARGV[1] .. ':captions', ARGV[3])
+if old and ARGV[5] == '0' and cjson.decode(old).text ~= '' then return 0 end
+redis.call('HSET', ARGV[1] .. ':captions', ARGV[3], ARGV[4])
+redis.call('HSET', ARGV[1], 'updated_ms', ARGV[2])
+return 1
+"""
+
 
 class Change(NamedTuple):
     """What an upload adds. Captions are by the name of their picture, which is in this change or was there before."""
@@ -79,7 +89,8 @@ class DatasetStore:
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
-        self._commit, self._remove, self._note = (redis.register_script(script) for script in (_COMMIT, _REMOVE, _NOTE))
+        scripts = (_COMMIT, _REMOVE, _NOTE, _SET_CAPTION)
+        self._commit, self._remove, self._note, self._set_caption = (redis.register_script(script) for script in scripts)
 
     @translate_redis
     async def create(self, head: DatasetHead) -> None:
@@ -132,6 +143,12 @@ class DatasetStore:
         """Take a file out; answers what it was, None when it was not there."""
         raw = await self._remove(args=[_place(dataset_id), now_ms(), name])
         return DatasetFile.model_validate_json(raw) if raw else None
+
+    @translate_redis
+    async def set_caption(self, dataset_id: str, name: str, caption: Caption, *, overwrite: bool) -> bool:
+        """Caption one file that is there; False when it is gone, or has words already that shall stay."""
+        args = [_place(dataset_id), now_ms(), name, caption.model_dump_json(), int(overwrite)]
+        return bool(await self._set_caption(args=args))
 
     @translate_redis
     async def forget_keys(self, dataset_id: str, keys: Iterable[str]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from gateway.redis_client import RedisClient, translate_redis
 
+# KEYS: holder, drained. ARGV: holder.
+_LET_GO = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1], KEYS[2]) end return 0"
+
 
 class GpuLease:
     """One named GPU. A training takes it, the dispatchers empty their instances and say so, and take it back when it is let go."""
@@ -11,6 +14,7 @@ class GpuLease:
     def __init__(self, redis: RedisClient, name: str) -> None:
         self._redis = redis
         self._holder_key, self._drained_key = f"fluxgate:gpu:{name}", f"fluxgate:gpu:{name}:drained"
+        self._let_go = redis.register_script(_LET_GO)
 
     @translate_redis
     async def take(self, holder: str, lease_s: float) -> bool:
@@ -25,8 +29,7 @@ class GpuLease:
     @translate_redis
     async def let_go(self, holder: str) -> None:
         """Give it back, if it is still ours."""
-        if await self._redis.get(self._holder_key) == holder.encode():
-            await self._redis.delete(self._holder_key, self._drained_key)
+        await self._let_go(keys=[self._holder_key, self._drained_key], args=[holder])
 
     @translate_redis
     async def holder(self) -> str | None:

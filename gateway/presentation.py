@@ -77,25 +77,27 @@ def present_job(
     }
 
 
-_INTERNAL = ("family", "source", "run")
+_INTERNAL = ("family", "source", "run", "flavour", "access")
 
 
 def present_training(job: Job, *, base_url: str) -> dict[str, Any]:
-    """A training as callers see it: a job like any other, with what it published."""
+    """A training or a captioning as callers see it: a job like any other, with what it published."""
     spec, home = job.spec, f"{base_url}/v1/trainings/{job.id}"
     parameters = {name: value for name, value in spec.parameters.items() if name not in _INTERNAL}
     return {
         "id": job.id,
-        "object": "training",
+        "object": spec.workflow,
         "status": job.status.value,
-        "name": parameters["name"],
+        "name": parameters.get("name"),
         "dataset": parameters["dataset"],
-        "base": spec.base_model,
+        "base": spec.base_model or None,
         "parameters": parameters,
         "seed": spec.seed,
         "metadata": spec.metadata,
         **present_webhook(job),
         "progress": job.progress.model_dump(),
+        "access": spec.parameters.get("access"),
+        "plan": job.plan,
         "lora": job.lora,
         "error": job.error.model_dump() if job.error else None,
         "metrics": job.metrics.model_dump(),

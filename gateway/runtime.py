@@ -20,11 +20,13 @@ from gateway.admission import Admission
 from gateway.asset_records import AssetRecords
 from gateway.assets import AssetStore
 from gateway.before_after import BeforeAfter
+from gateway.captioning import Captionings
 from gateway.curation import Curation
 from gateway.datasets import DatasetStore
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import RedisUnavailable, StorageUnavailable
 from gateway.gpu import GpuLease
+from gateway.hub import HubAccess
 from gateway.instances import FleetRegistry, InstanceRegistry
 from gateway.jobs.deliveries import DeliveryStore
 from gateway.jobs.events import BLOCK_MS, EventFeed
@@ -37,6 +39,7 @@ from gateway.redis_client import RedisClient, connect_reader, connect_redis
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
+from gateway.trainer_machines import TrainerMachines
 from gateway.training import Trainings
 from gateway.webhooks import Webhooks
 
@@ -62,6 +65,7 @@ class Runtime:
     curation: Curation
     assets: AssetStore
     trainings: Trainings
+    captionings: Captionings
     deliveries: DeliveryStore
     webhooks: Webhooks
     gpu: GpuLease | None
@@ -119,7 +123,9 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         datasets = DatasetStore(redis)
         assets = AssetStore(AssetRecords(redis), storage, ttl_s=settings.asset_ttl_s, url_ttl_s=settings.url_ttl_s)
         admission = Admission(settings, catalog, store, storage, loras, registry)
-        trainings = Trainings(settings, catalog, TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits), datasets)
+        training_store = TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits)
+        hub = HubAccess(settings.hf_endpoint, settings.hf_token)
+        trainings = Trainings(settings, catalog, training_store, datasets, TrainerMachines(redis), hub)
         deliveries = DeliveryStore(redis)
         webhooks = Webhooks(settings, deliveries, storage, outside, metrics)
         gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
@@ -138,7 +144,8 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 curation = Curation(datasets, storage)
                 telling = (deliveries, webhooks)
                 places = (store, feed, storage, outside, loras, registry, fleet)
-                yield Runtime(settings, catalog, redis, *places, admission, datasets, curation, assets, trainings, *telling, gpu, metrics)
+                works = (admission, datasets, curation, assets, trainings, Captionings(settings, trainings))
+                yield Runtime(settings, catalog, redis, *places, *works, *telling, gpu, metrics)
             finally:
                 for task in tasks:
                     task.cancel()

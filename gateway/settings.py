@@ -91,6 +91,20 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="JSON: base model -> diffusers folder or Hugging Face repository to train on. Default: the base model's source.",
     )
+    hf_token: SecretStr | None = Field(None, description="Hugging Face token of the deployment, for gated and private base models.")
+    hf_endpoint: str = Field("https://huggingface.co", description="Hugging Face, or a mirror of it.")
+    hf_access_check: bool = Field(
+        True, description="Ask Hugging Face whether a base model may be read before a training is queued; where it does not answer, go on."
+    )
+    caption_providers: dict[str, str] = Field(
+        default_factory=lambda: {
+            "colours": "trainer_worker.captioners.colours:describe",
+            "florence2": "trainer_worker.captioners.florence2:describe",
+        },
+        description="JSON: name -> `module:function` that captions pictures, imported by the trainer's interpreter.",
+    )
+    caption_provider: str = Field("florence2", description="The caption provider of a request that names none.")
+    caption_path: tuple[str, ...] = Field((), description="JSON: folders in which further caption providers' modules lie.")
     training_lease_s: float = Field(30.0, gt=0, description="Seconds a claimed training stays its worker's without renewal.")
     training_timeout_s: float = Field(24 * 3600.0, gt=0, description="Seconds one training may run.")
     training_stall_s: float = Field(1800.0, gt=0, description="Seconds a training may say nothing before it is stopped.")

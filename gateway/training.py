@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from comfy_workflows.catalog import Catalog
+from comfy_workflows.catalog import BaseModelInfo, Catalog
 from comfy_workflows.errors import WorkflowError
 from gateway.auth import Caller
+from gateway.dataset_records import Dataset
 from gateway.datasets import DatasetStore
 from gateway.errors import NotFound, RedisUnavailable, Unprocessable
-from gateway.jobs.model import Job, JobSpec, Webhook, new_job_id, now_ms
+from gateway.hub import HubAccess
+from gateway.jobs.model import Job, JobSpec, JobStatus, Webhook, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
-from gateway.jobs.trainings import TrainingStore
+from gateway.jobs.trainings import TRAINING, TrainingStore
 from gateway.preflight import inspect
+from gateway.presets import choose_preset, estimate_disk, require_disk
 from gateway.redis_client import TRAINING_QUEUE, enqueue_task
 from gateway.settings import Settings
+from gateway.trainer_machines import TrainerMachines
 from gateway.webhooks import WebhookField
 
 log = logging.getLogger(__name__)
 
 TASK = "trainer_worker.tasks.run_training"
 WATCH_S = 2.0
+PAGE = 100
 LOST_PAUSE_S = 30.0
 TRAINABLE = ("flux1", "tinyflux", "wan", "hunyuanvideo")
+VIDEO_FAMILIES = ("wan", "hunyuanvideo")
+MAX_METADATA_BYTES = 16_384
+MAX_METADATA_DEPTH = 32
+# All that SimpleTuner 3.1.6 has.
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"]
+PERIODIC = ("cosine", "cosine_with_restarts", "sine")
+TINY_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+OPTIMIZERS = (
+    "adamw_bf16", "adamw_schedulefree", "adamw_schedulefree+aggressive", "adamw_schedulefree+no_kahan", "ao-adamfp8", "ao-adamw4bit",
+    "ao-adamw8bit", "ao-adamwfp8", "bnb-adagrad", "bnb-adagrad8bit", "bnb-adam", "bnb-adam8bit", "bnb-adamw", "bnb-adamw-paged",
+    "bnb-adamw8bit", "bnb-adamw8bit-paged", "bnb-ademamix", "bnb-ademamix-paged", "bnb-ademamix8bit", "bnb-ademamix8bit-paged", "bnb-lion",
+    "bnb-lion-paged", "bnb-lion8bit", "bnb-lion8bit-paged", "optimi-adam", "optimi-adamw", "optimi-adan", "optimi-lion", "optimi-radam",
+    "optimi-ranger", "optimi-sgd", "optimi-stableadamw", "prodigy", "soap", "torch-adadelta", "torch-adafactor", "torch-adagrad",
+    "torch-adam", "torch-adamax", "torch-adamw", "torch-asgd", "torch-nadam", "torch-radam", "torch-rmsprop", "torch-sgd",
+)  # fmt: skip
 
 
 class TrainingRequest(BaseModel):
@@ -46,10 +67,12 @@ class TrainingRequest(BaseModel):
     resolution: int = Field(1024, ge=64, le=2048, multiple_of=64)
     batch_size: int = Field(1, ge=1, le=64)
     repeats: int = Field(0, ge=0, le=1000, description="0: each picture is seen once per epoch.")
-    lr_scheduler: str = Field("constant", pattern=r"^[a-z_]{1,40}$")
-    warmup: int = Field(0, ge=0, le=10_000, description="Steps in which the learning rate rises.")
-    optimizer: str = Field("adamw_bf16", pattern=r"^[a-z0-9_-]{1,40}$")
-    precision: str = Field("bf16", pattern=r"^(bf16|int8|int4|nf4|no_change)$", description="Of the frozen base: bf16, int8, int4, nf4.")
+    lr_scheduler: Schedule = "constant"
+    warmup: int = Field(0, ge=0, le=10_000, description="Steps in which the learning rate rises; of cosine and sine the period.")
+    optimizer: str = Field("adamw_bf16", description="A name of SimpleTuner's; those that begin with bnb- need bitsandbytes.")
+    precision: Literal["bf16", "int8", "int4", "nf4"] | None = Field(
+        None, description="Of the frozen base. Absent: the best that fits the GPU's free memory."
+    )
     gradient_checkpointing: bool = True
     checkpoint_every: int = Field(250, ge=1, le=100_000)
     sample_prompts: list[str] = Field(default_factory=list, max_length=8)
@@ -57,7 +80,33 @@ class TrainingRequest(BaseModel):
     seed: int = Field(-1, ge=-1, lt=2**31)
     resume_from: str | None = Field(None, max_length=64, description="Id of an ended training whose newest checkpoint to go on from.")
     webhook: WebhookField = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    video_frames: int | None = Field(None, ge=5, le=1025, description="Frames taken of each clip; of video bases only. Default 49.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Yours; returned as it is.")
+
+    @field_validator("optimizer")
+    @classmethod
+    def _know_optimizer(cls, name: str) -> str:
+        if name not in OPTIMIZERS:
+            raise ValueError(f"allowed is {', '.join(OPTIMIZERS)}")
+        return name
+
+    @field_validator("metadata")
+    @classmethod
+    def _bound(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        layer: list[Any] = [metadata]
+        for _ in range(MAX_METADATA_DEPTH):
+            layer = [
+                part for whole in layer for part in (whole.values() if isinstance(whole, dict) else whole) if isinstance(part, dict | list)
+            ]
+        if layer or len(json.dumps(metadata)) > MAX_METADATA_BYTES:
+            raise ValueError(f"allowed are {MAX_METADATA_BYTES} bytes of JSON and {MAX_METADATA_DEPTH} levels")
+        return metadata
+
+    @model_validator(mode="after")
+    def _warm_up_in_time(self) -> TrainingRequest:
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup is {self.warmup}; allowed is at most steps, which is {self.steps}")
+        return self
 
     @field_validator("sample_prompts")
     @classmethod
@@ -68,29 +117,57 @@ class TrainingRequest(BaseModel):
         return prompts
 
 
+class TrainingFilter(NamedTuple):
+    """What a list shall hold; None asks for nothing."""
+
+    workflow: str
+    status: JobStatus | None = None
+    base: str | None = None
+    lora: str | None = None
+    dataset: str | None = None
+    created_after_ms: int | None = None
+
+    def takes(self, job: Job) -> bool:
+        asked = job.spec.parameters
+        return (
+            job.spec.workflow == self.workflow
+            and (self.status is None or job.status is self.status)
+            and (self.base is None or job.spec.base_model == self.base)
+            and (self.lora is None or asked.get("name") == self.lora)
+            and (self.dataset is None or asked.get("dataset") == self.dataset)
+        )
+
+
 class Trainings:
     """Accepts trainings. Raises Unprocessable and NotFound for what would fail late; nothing is stored then."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, store: TrainingStore, datasets: DatasetStore) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        store: TrainingStore,
+        datasets: DatasetStore,
+        machines: TrainerMachines,
+        hub: HubAccess,
+    ) -> None:
         self._settings, self._catalog, self._store, self._datasets = settings, catalog, store, datasets
+        self._machines, self._hub = machines, hub
 
     async def admit(
         self, request: TrainingRequest, caller: Caller, key: IdempotencyKey | None = None, webhook: Webhook | None = None
     ) -> Job:
         """Check, store, queue. With a `key` seen before, the job is that of the first request."""
-        self._check_trainer()
-        base, family, source = self._base(request.base or self._settings.default_base_model)
-        if request.alpha not in (None, request.rank):
-            raise _refuse("alpha", request.alpha, f"{request.rank} (= rank)", "Leave alpha out: the weights are saved without it.")
-        await self._check_dataset(request, caller)
+        self.require_trainer()
+        model = self._base(request.base or self._settings.default_base_model)
+        self._check_settings(request, model.family)
+        dataset = await self._check_dataset(request, model.family, caller)
         if request.resume_from is not None:
             await self._check_resumed(request.resume_from, caller)
-        parameters = {
-            **request.model_dump(exclude={"metadata", "base", "webhook"}),
-            "alpha": request.rank,
-            "family": family,
-            "source": source,
-        }
+        await self._check_machines(request, model.family, dataset)
+        source = model.trains_on or model.source
+        access = await self._check_access(self._settings.base_model_paths.get(model.name, source))
+        asked = request.model_dump(exclude={"metadata", "base", "webhook"})
+        parameters = {**asked, "alpha": request.rank, "family": model.family, "source": source, "flavour": model.flavour, "access": access}
         seed = request.seed if request.seed >= 0 else secrets.randbelow(2**31)
         job_id = new_job_id("trn")
         # One that goes on from another works in that one's folder, where the checkpoints are.
@@ -99,9 +176,9 @@ class Trainings:
             id=job_id,
             kind="training",
             caller=caller.id,
-            workflow="training",
+            workflow=TRAINING,
             workflow_version="1",
-            base_model=base,
+            base_model=model.name,
             parameters={**parameters, "seed": seed},
             seed=seed,
             metadata=request.metadata,
@@ -109,15 +186,31 @@ class Trainings:
             timeout_s=self._settings.training_timeout_s,
             created_ms=now_ms(),
         )
+        return await self.start(spec, key)
+
+    async def start(self, spec: JobSpec, key: IdempotencyKey | None) -> Job:
+        """Store and queue a job of the worker's; with a `key` seen before, the job is that of the first request."""
         admitted = await self._store.create_training(spec, key=key)
         if admitted.outcome == "created":
             await self.enqueue(spec.id)
         return await self._store.load(admitted.job_id) or Job(spec=spec)
 
-    async def newest(self, caller: Caller, limit: int) -> list[Job]:
-        """The caller's newest trainings."""
-        pairs = await self._store.training_ids_before(caller.id, None, limit)
-        return await self._store.load_many(job_id for _, job_id in pairs)
+    async def page(
+        self, caller: Caller, wanted: TrainingFilter, position: tuple[int, str] | None, limit: int
+    ) -> tuple[list[Job], tuple[int, str] | None]:
+        """The caller's newest that are wanted, behind `position`; and the position to go on from, None at the end."""
+        found = list[Job]()
+        while pairs := await self._store.training_ids_before(caller.id, position, PAGE):
+            jobs = {job.id: job for job in await self._store.load_many(job_id for _, job_id in pairs)}
+            for position in pairs:
+                job = jobs.get(position[1])
+                if wanted.created_after_ms is not None and position[0] <= wanted.created_after_ms:
+                    return found, None
+                if job is not None and wanted.takes(job):
+                    found.append(job)
+                    if len(found) == limit:
+                        return found, position
+        return found, None
 
     async def watch(self) -> None:
         """For ever: put trainings that nobody works on back into the worker's queue."""
@@ -139,7 +232,7 @@ class Trainings:
     async def _check_resumed(self, earlier_id: str, caller: Caller) -> None:
         """Only one's own training that has ended can be gone on from: its checkpoints are nobody else's."""
         earlier = await self._store.load(earlier_id)
-        if earlier is None or earlier.spec.caller != caller.id or earlier.spec.kind != "training":
+        if earlier is None or earlier.spec.caller != caller.id or earlier.spec.workflow != TRAINING:
             raise NotFound(f"There is no training {earlier_id!r}.", code="job_not_found", details={"parameter": "resume_from"})
         if not earlier.is_terminal:
             raise _refuse("resume_from", earlier_id, "a training that has ended", "Cancel it first.")
@@ -148,12 +241,13 @@ class Trainings:
         earlier = await self._store.load(earlier_id) if earlier_id else None
         return str(earlier.spec.parameters["run"]) if earlier else None
 
-    def _check_trainer(self) -> None:
+    def require_trainer(self) -> None:
+        """Raises Unprocessable where nothing trains."""
         if self._settings.trainer == "off":
             hint = "Set TRAINER=simpletuner and run a trainer worker."
             raise Unprocessable("This deployment does not train.", code="training_off", hint=hint)
 
-    def _base(self, name: str) -> tuple[str, str, str]:
+    def _base(self, name: str) -> BaseModelInfo:
         try:
             model = self._catalog.base_model(name)
         except WorkflowError as error:
@@ -162,12 +256,51 @@ class Trainings:
             raise _refuse("base", name, f"a base model of family {', '.join(TRAINABLE)}", None)
         if self._settings.trainer == "tiny" and model.family != "tinyflux":
             raise _refuse("base", name, "tinyflux", "The small trainer knows only the small model; set SIMPLETUNER_PYTHON for others.")
-        return model.name, model.family, model.source
+        return model
 
-    async def _check_dataset(self, request: TrainingRequest, caller: Caller) -> None:
+    def _check_settings(self, request: TrainingRequest, family: str) -> None:
+        """What each setting allows beside the others, for this trainer and this family."""
+        if request.alpha not in (None, request.rank):
+            raise _refuse("alpha", request.alpha, f"{request.rank} (= rank)", "Leave alpha out: the weights are saved without it.")
+        if self._settings.trainer == "tiny" and request.lr_scheduler not in TINY_SCHEDULES:
+            raise _refuse("lr_scheduler", request.lr_scheduler, f"{', '.join(TINY_SCHEDULES)} with the small trainer", None)
+        if self._settings.trainer == "simpletuner" and request.lr_scheduler in PERIODIC and request.warmup < 1:
+            hint = f"SimpleTuner takes warmup for the period of {request.lr_scheduler}; give the steps of one."
+            raise _refuse("warmup", request.warmup, f"1 or more with {request.lr_scheduler}", hint)
+        if family == "wan" and request.precision in ("int4", "nf4"):
+            raise _refuse("precision", request.precision, "bf16, int8 for wan", None)
+        if family not in VIDEO_FAMILIES and request.video_frames is not None:
+            raise _refuse("video_frames", request.video_frames, "absent for a base of still pictures", None)
+        if family == "hunyuanvideo" and (request.video_frames or 49) % 4 != 1:
+            raise _refuse("video_frames", request.video_frames, "one more than a multiple of 4 for hunyuanvideo", None)
+
+    async def _check_machines(self, request: TrainingRequest, family: str, dataset: Dataset) -> None:
+        """Refuse what fits none of the machines that trainers report of now. While none reports, the worker will see."""
+        faults: list[Unprocessable] = []
+        size_bytes = sum(file.size_bytes for file in dataset.files if file.key)
+        needed = estimate_disk(family, rank=request.rank, resolution=request.resolution, files=len(dataset.files), dataset_bytes=size_bytes)
+        for machine in (await self._machines.all()).values():
+            try:
+                choose_preset(family, request.precision, machine, whole=True)
+                require_disk(needed, machine)
+                return
+            except Unprocessable as fault:
+                faults.append(fault)
+        if faults:
+            raise faults[0]
+
+    async def _check_access(self, base_path: str) -> str:
+        if self._settings.trainer == "tiny" or not self._settings.hf_access_check:
+            return "not asked"
+        return await self._hub.require(base_path)
+
+    async def _check_dataset(self, request: TrainingRequest, family: str, caller: Caller) -> Dataset:
         dataset = await self._datasets.load(request.dataset)
         if dataset is None or dataset.caller != caller.id:
             raise NotFound(f"There is no data set {request.dataset!r}.", code="dataset_not_found", details={"parameter": "dataset"})
+        wanted = "video" if family in VIDEO_FAMILIES else "image"
+        if dataset.asset != wanted:
+            raise _refuse("dataset", request.dataset, f"a data set with asset {wanted!r}; this one's is {dataset.asset!r}", None)
         report = inspect(
             dataset.files,
             resolution=request.resolution,
@@ -186,6 +319,7 @@ class Trainings:
                 hint=first.remedy,
                 details={"parameter": "dataset", "value": request.dataset, "report": report.model_dump(mode="json")},
             )
+        return dataset
 
 
 def _refuse(parameter: str, value: object, allowed: str, hint: str | None) -> Unprocessable:

@@ -146,6 +146,8 @@ def plan_training(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> 
         return
     model_dir = str(Path(local.tinyflux.__file__).parent / "model")
     plan.gateway_env |= {
+        # What needs no weights.
+        "CAPTION_PROVIDER": env.get("CAPTION_PROVIDER") or "colours",
         "TRAINING_DIR": str(state_dir.absolute() / "training"),
         "BASE_MODEL_PATHS": env.get("BASE_MODEL_PATHS") or json.dumps({"tinyflux": model_dir}),
     }

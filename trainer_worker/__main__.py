@@ -5,12 +5,14 @@ from __future__ import annotations
 from gateway.redis_client import TRAINING_QUEUE, work_on
 from gateway.settings import Settings
 from gateway.telemetry import configure_logging
+from trainer_worker.reporting import reporting
 
 
 def main() -> None:
     settings = Settings()
     configure_logging(settings.log_level)
-    work_on(settings.redis_url, TRAINING_QUEUE)
+    with reporting(settings):
+        work_on(settings.redis_url, TRAINING_QUEUE)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ def cause(code: str, words: str, hint: str) -> Cause:
 
 CAUSES = (
     cause(
+        "caption_provider",
+        r"The caption provider .{1,300} cannot be imported|shorter than argument|longer than argument",
+        "CAPTION_PROVIDERS names a module:function that the trainer's interpreter can import and that yields a caption for each picture.",
+    ),
+    cause(
         "disk_full",
         r"No space left on device|Errno 28\b|Disk quota exceeded|Errno 122\b|PytorchStreamWriter failed writing",
         "Free disk space on the trainer's machine; checkpoints and caches of a Flux LoRA take some gigabytes.",

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gateway.errors import RedisUnavailable, StorageUnavailable
 from gateway.instances import InstanceRegistry
@@ -44,7 +44,12 @@ class Journal:
     async def stage(self, stage: str, message: str) -> None:
         progress = self._job.progress.model_copy(update={"current_node": stage, "message": message})
         if progress != self._job.progress:
-            await self._show(progress)
+            await self.show(progress)
+
+    async def plan(self, plan: dict[str, Any], message: str) -> None:
+        """What was chosen for this machine, into the record and its events."""
+        self._job = self._job.model_copy(update={"plan": plan})
+        await self._write([(EventKind.LOG, "", json.dumps({"message": message, "plan": plan}))], plan=plan)
 
     async def tell_all(self, heard: asyncio.Queue[TrainerEvent | None]) -> None:
         """Tell events in their order until None comes."""
@@ -53,7 +58,7 @@ class Journal:
 
     async def _tell(self, event: TrainerEvent) -> None:
         if isinstance(event, Step):
-            await self._show(self._progress_of(event))
+            await self.show(self._progress_of(event))
         elif isinstance(event, Stage):
             counted = f" {event.current}/{event.total}" if event.total else ""
             await self.stage(event.name, f"{event.label or event.name}{counted}")
@@ -123,12 +128,13 @@ class Journal:
         events = [(EventKind.ERROR, "", error.model_dump_json())]
         await self._persist(lambda: self._store.finish(self._claim, self._job, events))
 
-    async def _show(self, progress: Progress) -> None:
+    async def show(self, progress: Progress) -> None:
+        """How far it is."""
         self._job = self._job.model_copy(update={"progress": progress})
         await self._write([(EventKind.PROGRESS, "", progress.model_dump_json())])
 
-    async def _write(self, events: list[EventDraft]) -> None:
-        fields: dict[str, object] = {"progress": self._job.progress}
+    async def _write(self, events: list[EventDraft], **changed: object) -> None:
+        fields: dict[str, object] = {"progress": self._job.progress, **changed}
         if self._job.started_ms is not None:
             fields |= {"status": self._job.status.value, "started_ms": self._job.started_ms, "metrics": self._job.metrics}
         self._claim.writes += 1

@@ -12,18 +12,18 @@ from gateway.storage import Storage
 from trainer_worker.lora import inspect_lora
 from trainer_worker.lora_publish import publish_lora
 
-SETTINGS = ("steps", "learning_rate", "rank", "resolution", "batch_size", "lr_scheduler", "optimizer", "precision", "seed")
+SETTINGS = ("steps", "learning_rate", "rank", "resolution", "batch_size", "lr_scheduler", "optimizer", "seed")
 
 
-async def publish(weights: Path, job: Job, storage: Storage, loras: LoraRegistry, folder: Path) -> Lora:
-    """Publish a training's weights. Raises LoraRefused when ComfyUI could not apply them."""
+async def publish(weights: Path, job: Job, storage: Storage, loras: LoraRegistry, folder: Path, precision: str) -> Lora:
+    """Publish a training's weights; `precision` is the frozen base's. Raises LoraRefused when ComfyUI could not apply them."""
     parameters = job.spec.parameters
     family, name, trigger = str(parameters["family"]), str(parameters["name"]), str(parameters.get("trigger_word") or "")
     metadata = {
         "base_model": job.spec.base_model,
         "trigger_word": trigger,
         "training": job.id,
-        "settings": json.dumps({setting: parameters.get(setting) for setting in SETTINGS}),
+        "settings": json.dumps({**{setting: parameters.get(setting) for setting in SETTINGS}, "precision": precision}),
     }
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     report = await asyncio.to_thread(inspect_lora, weights, family=family)

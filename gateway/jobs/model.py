@@ -188,6 +188,7 @@ class Job(_Part):
     warm: bool | None = None
     cached: bool = False
     lora: str | None = None  # what a training published
+    plan: dict[str, Any] | None = None  # what a training's worker chose for its machine
     attempts: int = 0
     takeovers: int = 0  # times a dispatcher died over it
     avoid: tuple[str, ...] = ()  # instances that ran out of memory with it

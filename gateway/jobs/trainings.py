@@ -11,6 +11,9 @@ from gateway.jobs.records import Admitted, Claim, IdempotencyKey, Limits, decode
 from gateway.jobs.store import JobStore
 from gateway.redis_client import RedisClient, read_index, translate_redis
 
+# What a job of the worker's is about, in its spec's `workflow`.
+TRAINING, CAPTIONING = "training", "captioning"
+
 
 class TrainingStore(JobStore):
     """A JobStore that also makes and claims trainings. Updating, finishing, canceling and reading are the same."""

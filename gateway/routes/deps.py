@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -65,3 +66,19 @@ def decode_cursor(cursor: str | None) -> tuple[int, str] | None:
         return int(created_ms), item_id
     except (ValueError, binascii.Error):
         raise BadRequest("The cursor is not one of ours.", details={"parameter": "cursor", "value": cursor[:100]}) from None
+
+
+def parse_time(text: str | None) -> int | None:
+    """Milliseconds since the epoch of `created_after`. Raises BadRequest."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError("no time zone")
+        return int(moment.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise BadRequest(
+            "created_after is not an RFC 3339 time.",
+            details={"parameter": "created_after", "value": text[:100], "allowed": "2026-01-31T12:00:00Z"},
+        ) from None

@@ -8,7 +8,6 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -23,7 +22,7 @@ from gateway.jobs.model import TERMINAL, Job, JobStatus, Priority, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.presentation import present_job
 from gateway.pricing import estimate_rest_s, estimate_run_s, estimate_wait_s
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job
+from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job, parse_time
 from gateway.runtime import Runtime as RuntimeState
 from gateway.webhooks import WebhookField
 
@@ -239,7 +238,7 @@ async def list_generations(
     created_after: Annotated[str | None, Query(description="RFC 3339 time")] = None,
 ) -> dict[str, Any]:
     """The caller's jobs, newest first. `next_cursor` is null on the last page."""
-    after_ms = _parse_time(created_after)
+    after_ms = parse_time(created_after)
     position, found = decode_cursor(cursor), list[Job]()
     while len(found) < limit:
         pairs = await runtime.store.ids_before(caller.id, position, 100)
@@ -271,21 +270,6 @@ def _page(jobs: list[Job], position: tuple[int, str] | None, runtime: RuntimeSta
         "data": [present_job(job, base_url=base_url, storage=runtime.storage) for job in jobs],
         "next_cursor": encode_cursor(position) if position else None,
     }
-
-
-def _parse_time(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError("no time zone")
-        return int(moment.timestamp() * 1000)
-    except (ValueError, OverflowError):
-        raise BadRequest(
-            "created_after is not an RFC 3339 time.",
-            details={"parameter": "created_after", "value": text[:100], "allowed": "2026-01-31T12:00:00Z"},
-        ) from None
 
 
 @router.get("/generations/{job_id}")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse
 
 from gateway.errors import Conflict
-from gateway.jobs.model import Job
+from gateway.jobs.model import Job, JobStatus
 from gateway.jobs.records import IdempotencyKey
+from gateway.jobs.trainings import TRAINING
 from gateway.presentation import present_training
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, load_own_job
-from gateway.training import TrainingRequest
+from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job, parse_time
+from gateway.training import TrainingFilter, TrainingRequest
 
 router = APIRouter(prefix="/v1/trainings", tags=["trainings"])
 
@@ -42,11 +43,25 @@ def _accepted(job: Job, base_url: str) -> JSONResponse:
 
 @router.get("")
 async def list_trainings(
-    runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    runtime: Runtime,
+    caller: CurrentCaller,
+    base_url: BaseUrl,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: str | None = None,
+    object_: Annotated[Literal["training", "captioning"], Query(alias="object")] = "training",
+    status: JobStatus | None = None,
+    base: str | None = None,
+    lora: Annotated[str | None, Query(description="Name of the LoRA that was asked for.")] = None,
+    dataset: str | None = None,
+    created_after: Annotated[str | None, Query(description="RFC 3339 time")] = None,
 ) -> dict[str, Any]:
-    """The caller's newest trainings."""
-    jobs = await runtime.trainings.newest(caller, limit)
-    return {"data": [present_training(job, base_url=base_url) for job in jobs], "next_cursor": None}
+    """The caller's trainings, newest first. `next_cursor` is null on the last page."""
+    wanted = TrainingFilter(object_, status, base, lora, dataset, parse_time(created_after))
+    jobs, position = await runtime.trainings.page(caller, wanted, decode_cursor(cursor), limit)
+    return {
+        "data": [present_training(job, base_url=base_url) for job in jobs],
+        "next_cursor": encode_cursor(position) if position else None,
+    }
 
 
 @router.get("/{job_id}")
@@ -67,6 +82,9 @@ async def cancel_training(job_id: str, runtime: Runtime, caller: CurrentCaller, 
 async def resume_training(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> JSONResponse:
     """Go on from the newest checkpoint of a training that has ended, as a new job with the same settings and webhook."""
     earlier = await load_own_job(runtime, caller, job_id, "training")
+    if earlier.spec.workflow != TRAINING:
+        hint = "Ask for it again: what has a caption is left alone."
+        raise Conflict(f"{job_id} is no training.", code="not_resumable", hint=hint, details={"object": earlier.spec.workflow})
     if not earlier.is_terminal:
         raise Conflict(f"{job_id} is {earlier.status}.", code="job_not_ended", hint="Cancel it first.", details={"status": earlier.status})
     asked = {name: value for name, value in earlier.spec.parameters.items() if name in TrainingRequest.model_fields}

@@ -95,6 +95,12 @@ class Studio:
         return str(job["outputs"][0]["sha256"])
 
 
+def draw_png(seed: int) -> bytes:
+    body = io.BytesIO()
+    draw_concept(Random(seed))[0].save(body, "PNG")
+    return body.getvalue()
+
+
 def zip_pictures(count: int) -> bytes:
     random, packed = Random(5), io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:

@@ -26,11 +26,13 @@ def test_a_trained_lora_is_used_by_name_in_the_next_request(studio: Studio) -> N
     done = studio.wait(job["id"])
     assert done["status"] == "succeeded", done
     assert done["lora"] == "thing"
+    assert (done["plan"]["precision"], done["access"]) == ("bf16", "not asked")
     events = studio.events(job["id"])
     assert studio.steps(job["id"]) == [1, 2, 3, 4, 5, 6]
     assert [data["step"] for _, kind, data in events if kind == "checkpoint"] == [3, 6]
     samples = [data for _, kind, data in events if kind == "sample"]
     assert samples
+    assert [data["plan"] for _, kind, data in events if kind == "log" and "plan" in data] == [done["plan"]]
     assert httpx.get(samples[0]["url"]).content.startswith(b"\x89PNG")
     assert [data["status"] for _, kind, data in events if kind == "status"][-1] == "succeeded"
     lora = studio.http.get("/v1/loras/thing").json()
@@ -99,6 +101,15 @@ def test_no_generation_starts_while_a_training_has_the_gpu(studio: Studio) -> No
         ({"base": "nonsense"}, 422, "base_model_not_found", "nonsense"),
         ({"name": "../x"}, 422, "invalid_parameter", "name"),
         ({"resume_from": "trn_none"}, 404, "job_not_found", "trn_none"),
+        ({"lr_scheduler": "sine"}, 422, "invalid_parameter", "small trainer"),
+        ({"lr_scheduler": "steep"}, 422, "invalid_parameter", "cosine"),
+        ({"optimizer": "adam"}, 422, "invalid_parameter", "adamw_bf16"),
+        ({"precision": "fp4"}, 422, "invalid_parameter", "nf4"),
+        ({"warmup": 6}, 422, "invalid_parameter", "at most steps"),
+        ({"video_frames": 49}, 422, "invalid_parameter", "video_frames"),
+        ({"metadata": {"a": "x" * 20_000}}, 422, "invalid_parameter", "16384"),
+        ({"learning_rate": 0}, 422, "invalid_parameter", "learning_rate"),
+        ({"sample_prompts": [""]}, 422, "invalid_parameter", "sample_prompts"),
     ],
 )
 def test_what_would_fail_late_is_refused(studio: Studio, changes: dict[str, Any], status: int, code: str, word: str) -> None:

@@ -99,7 +99,8 @@ def describe_run(config: TrainingConfig, paths: Paths) -> Json:
         # By name, not "latest": that would be taken on faith.
         "resume_from_checkpoint": checkpoints[0][1].name if checkpoints else "",
         "learning_rate": config.learning_rate,
-        "lr_scheduler": config.lr_scheduler,
+        # Its "constant" knows no warmup.
+        "lr_scheduler": "constant_with_warmup" if config.lr_scheduler == "constant" and config.warmup_steps else config.lr_scheduler,
         "lr_warmup_steps": config.warmup_steps,
         "optimizer": config.optimizer,
         "train_batch_size": config.batch_size,
