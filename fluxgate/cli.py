@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -186,6 +187,19 @@ def cancel(context: typer.Context, job_id: str) -> None:
     connection: Connection = context.obj
     with speak_errors(), connection.open() as client:
         typer.echo(f"{job_id} is {client.cancel(job_id).status}")
+
+
+class WebhookAction(StrEnum):
+    REPLAY = "replay"
+
+
+@app.command()
+def webhooks(context: typer.Context, action: Annotated[WebhookAction, typer.Argument(help="Tell it again.")], job_id: str) -> None:
+    """What is told of the end of a job: `fluxgate webhooks replay JOB`."""
+    connection: Connection = context.obj
+    with speak_errors(), connection.open() as client:
+        client.replay_webhook(job_id)  # the only action there is
+    typer.echo(f"{job_id} is told again")
 
 
 @app.command()

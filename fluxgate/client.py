@@ -82,6 +82,10 @@ class Client:
         """Stop a job; one that has ended stays as it is. The answer says how it stands."""
         return read_job(self._request("POST", f"{_path(job_id)}/cancel"))
 
+    def replay_webhook(self, job_id: str) -> None:
+        """Have the end of a generation or training told again to its webhook."""
+        self._request("POST", f"{_path(job_id, 'trainings' if job_id.startswith('trn_') else 'generations')}/webhook/replay")
+
     def workflows(self) -> list[dict[str, Any]]:
         """What can be asked for: name, title, description, base models, instances."""
         return _read_list(self._request("GET", "/v1/workflows"))
@@ -167,9 +171,9 @@ def _is_end(event: Event) -> bool:
     return event.kind == "status" and read_job(event.data).is_terminal
 
 
-def _path(job_id: str) -> str:
+def _path(job_id: str, kind: str = "generations") -> str:
     # An id is one segment, whatever it holds: "../x" must stay an unknown job.
-    return f"/v1/generations/{quote(job_id, safe='')}"
+    return f"/v1/{kind}/{quote(job_id, safe='')}"
 
 
 def _read_list(content: Any) -> list[dict[str, Any]]:
