@@ -9,6 +9,10 @@ WorkflowError
 │   ├── InvalidParameter    invalid_parameter   missing, of the wrong type, out of range
 │   └── UnknownParameter    unknown_parameter   the workflow declares no such name
 ├── FamilyMismatch      family_mismatch         a LoRA or base model made for another family
+├── RawGraphError
+│   ├── InvalidGraph        invalid_workflow    a caller's own graph holds what may not be run
+│   ├── EditorGraph         workflow_format_ui  it is in the editor's own format
+│   └── MissingAsset        missing_asset       it names an asset that is not there
 └── BrokenWorkflow      broken_workflow         for the author: bad bindings, titles, export
 """
 
@@ -108,6 +112,32 @@ class BrokenWorkflow(WorkflowError):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         details = {"workflow": workflow, "problems": list(problems)}
         super().__init__(f"workflow {workflow!r}: {problems[0]}{more}", hint=hint, details=details)
+
+
+class RawGraphError(WorkflowError):
+    """A graph that a caller brought cannot be taken."""
+
+
+class InvalidGraph(RawGraphError):
+    """`details["node_errors"]` lists by node id what is wrong, `message` says the first."""
+
+    code = "invalid_workflow"
+
+
+class EditorGraph(RawGraphError):
+    code = "workflow_format_ui"
+
+    def __init__(self) -> None:
+        hint = "in the editor choose the menu Workflow -> Export (API)"
+        super().__init__("the workflow is in the editor's own format, which ComfyUI does not run", hint=hint)
+
+
+class MissingAsset(RawGraphError):
+    code = "missing_asset"
+
+    def __init__(self, node_id: str, name: str, asset_id: Any) -> None:
+        details = {"node_id": node_id, "input": name, "value": shorten(asset_id)}
+        super().__init__(f"node {node_id}, input {name!r}: there is no asset {quote(asset_id)}", details=details)
 
 
 def find_nearest(name: str, known: Iterable[str]) -> str | None:

@@ -90,7 +90,7 @@ class Admission:
         With a `key` seen before, the job is that of the first request, and the second answer says so.
         """
         rendered = await self.prepare(wish, caller)
-        await self._check_fleet(self._beside_published(rendered.spec, rendered.loras))
+        await self.check_fleet(self._beside_published(rendered.spec, rendered.loras))
         graph = json.dumps(rendered.graph, ensure_ascii=False).encode()
         spec = self._with_cache_key(rendered.spec, wish, graph)
         reuse = wish.cache == "use"
@@ -162,7 +162,7 @@ class Admission:
         coming = {lora.file for lora in loras if lora.sha256}
         return spec.needs.model_copy(update={"choices": tuple(choice for choice in spec.needs.choices if choice[2] not in coming)})
 
-    async def _check_fleet(self, needs: Needs) -> None:
+    async def check_fleet(self, needs: Needs) -> None:
         """Refuse what no instance that is up could run. While none is up the job may wait: what they have is not known."""
         lacks: dict[str, list[str]] = {}
         for facts in await self._registry.recent():

@@ -10,7 +10,20 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 
 from gateway.edge import EdgeMiddleware, install_error_handlers
-from gateway.routes import captions, catalog, datasets, events, generations, health, instances, trainings, uploads, webhooks
+from gateway.routes import (
+    captions,
+    catalog,
+    comfy_assets,
+    comfy_jobs,
+    datasets,
+    events,
+    generations,
+    health,
+    instances,
+    trainings,
+    uploads,
+    webhooks,
+)
 from gateway.runtime import load_catalog, open_runtime
 from gateway.settings import Settings
 
@@ -36,6 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(uploads.router)
     app.include_router(webhooks.router)
     app.include_router(instances.router)
+    app.include_router(comfy_jobs.router)
+    app.include_router(comfy_assets.router)
     app.include_router(health.router)
     app.add_middleware(EdgeMiddleware, settings=settings)
     return app

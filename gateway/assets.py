@@ -21,7 +21,7 @@ from blake3 import blake3
 from PIL import Image
 
 from gateway.asset_records import Asset, AssetRecords
-from gateway.errors import NotFound, RedisUnavailable, StorageUnavailable, Unprocessable
+from gateway.errors import Conflict, NotFound, RedisUnavailable, StorageUnavailable, Unprocessable
 from gateway.jobs.model import now_ms
 from gateway.storage import Storage
 
@@ -138,8 +138,26 @@ class AssetStore:
         is_listed: bool = True,
     ) -> Asset:
         """Keep what a file holds. Bytes that this caller has already are not stored again: the new asset stands on the same object."""
+        return (await self.put_checked(caller, file, content_type, name, tags=tags, ttl_s=ttl_s, is_listed=is_listed))[0]
+
+    async def put_checked(
+        self,
+        caller: str,
+        file: IO[bytes],
+        content_type: str,
+        name: str | None = None,
+        *,
+        blake3: str | None = None,
+        tags: tuple[str, ...] = (),
+        ttl_s: int | None = None,
+        is_listed: bool = True,
+    ) -> tuple[Asset, bool]:
+        """As `put_file`, and whether the bytes are new. Raises Conflict when they have another hash than the `blake3` given."""
         content_type = clean_type(content_type)
         digest = await asyncio.to_thread(_Digest.of, file)
+        if blake3 is not None and digest.blake3.hexdigest() != blake3:
+            details = {"value": f"blake3:{digest.blake3.hexdigest()}", "expected": f"blake3:{blake3}"}
+            raise Conflict("The bytes that came have another hash than was said.", code="hash_mismatch", details=details)
         created_ms, keep_ms = now_ms(), self._ttl_ms if ttl_s is None else ttl_s * 1000
         asset = Asset(
             id=str(uuid4()),
@@ -154,10 +172,10 @@ class AssetStore:
             **digest.describe(),
         )
         if (shared := await self._records.save(asset, "share")) is not None:
-            return shared
+            return shared, False
         await self._records.note_garbage(asset.key, now_ms() + WRITE_MS)
         await self._storage.put_stream(asset.key, file, stored_type(asset.content_type))
-        return await self._records.save(asset, "own") or asset
+        return await self._records.save(asset, "own") or asset, True
 
     async def presign(self, caller: str, content_type: str, size_bytes: int, sha256: str, name: str | None = None) -> Presigned:
         """Promise an upload: a PUT straight to S3 whose type, length and sha256 are in the signature."""
@@ -226,15 +244,18 @@ class AssetStore:
         """The bytes of an asset that is ready."""
         return await self._storage.get(asset.key)
 
-    async def find(self, caller: str, *, sha256: str | None = None, blake3: str | None = None) -> Asset | None:
-        """One of the caller's assets with these verified bytes; None when he has none."""
-        name = f"sha256:{sha256}" if sha256 is not None else f"blake3:{blake3}"
-        key = await self._records.find_key(caller, name.lower())
+    async def find(self, caller: str, *, sha256: str | None = None, blake3: str | None = None, name: str | None = None) -> Asset | None:
+        """One of the caller's assets with these verified bytes, of this name if there is one; None when he has none."""
+        digest = f"sha256:{sha256}" if sha256 is not None else f"blake3:{blake3}"
+        key = await self._records.find_key(caller, digest.lower())
+        found: Asset | None = None
         for asset_id in await self._records.ids_on(key) if key else []:
             asset = await self._records.load(asset_id)
             if asset is not None and asset.status == "ready":
-                return asset
-        return None
+                if name is None or asset.name == name:
+                    return asset
+                found = found or asset
+        return found
 
     async def again(self, asset: Asset, name: str | None, *, tags: tuple[str, ...] = (), ttl_s: int | None = None) -> Asset:
         """Another asset of the same caller on the same bytes, listed under a name of its own."""

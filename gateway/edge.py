@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.dialects import speak
 from gateway.errors import (
     BadRequest,
     Conflict,
@@ -37,29 +38,29 @@ _BY_STATUS: dict[int, type[FluxgateError]] = {
 }
 
 
-def _answer(error: FluxgateError) -> JSONResponse:
-    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
-    return JSONResponse(error.body(), error.status, headers=headers)
+def _answer(error: FluxgateError, path: str) -> JSONResponse:
+    said = speak(error, path)
+    return JSONResponse(said.body, said.status, headers=said.headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
     """Every error, ours or the framework's, leaves as `{"error": {code, message, hint, details}}`."""
 
-    async def on_own(_: Request, error: Exception) -> JSONResponse:
+    async def on_own(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, FluxgateError)
-        return _answer(error)
+        return _answer(error, request.url.path)
 
-    async def on_http(_: Request, error: Exception) -> JSONResponse:
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
             refused = FluxgateError("This route has no such method.", code="method_not_allowed")
             return JSONResponse(refused.body(), 405, headers=error.headers)
         kind = _BY_STATUS.get(error.status_code, FluxgateError)
-        return _answer(kind(str(error.detail)))
+        return _answer(kind(str(error.detail)), request.url.path)
 
-    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _answer(_describe_invalid(error))
+        return _answer(_describe_invalid(error), request.url.path)
 
     app.add_exception_handler(FluxgateError, on_own)
     app.add_exception_handler(HTTPException, on_http)
@@ -104,9 +105,9 @@ def _shorten(value: Any) -> str:
 
 def _is_upload(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     """Whether the body is files, which go to disk; every other body is held in memory."""
-    return bool(scope["path"].startswith(("/v1/datasets", "/v1/uploads"))) and headers.get(b"content-type", b"").startswith(
-        b"multipart/form-data"
-    )
+    return bool(scope["path"].startswith(("/v1/datasets", "/v1/uploads", "/api/v2/assets", "/v1/images/edits"))) and headers.get(
+        b"content-type", b""
+    ).startswith(b"multipart/form-data")
 
 
 class EdgeMiddleware:
@@ -137,7 +138,7 @@ class EdgeMiddleware:
             declared = headers.get(b"content-length", b"0")
             allowed = self._max_upload_bytes if _is_upload(scope, headers) else self._max_body_bytes
             if declared.isdigit() and int(declared) > allowed:
-                await _answer(self._too_large(allowed))(scope, receive, send_with_id)
+                await _answer(self._too_large(allowed), scope["path"])(scope, receive, send_with_id)
             else:
                 scope[BOX] = streams = list[EventStream]()
                 limited = self._limit(receive, allowed)
@@ -148,7 +149,8 @@ class EdgeMiddleware:
             log.error("unexpected error", exc_info=error)
             if begun:
                 raise
-            await _answer(FluxgateError("The gateway met something it did not expect; its log says what."))(scope, receive, send_with_id)
+            surprise = FluxgateError("The gateway met something it did not expect; its log says what.")
+            await _answer(surprise, scope["path"])(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - started)
             request_id.reset(token)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
@@ -52,11 +52,12 @@ class Slice:
 
 @dataclass(slots=True)
 class Part:
-    """A file of the form. `filename` is what the client says."""
+    """A file of the form. `filename` is what the client says, `field` what it came as."""
 
     filename: str
     start: int
     size_bytes: int = 0
+    field: str = "files"
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class Form:
 
     spool: BinaryIO
     fields: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, list[str]] = field(default_factory=dict)  # fields that may come several times
     files: list[Part] = field(default_factory=list)
 
     def open(self, part: Part) -> Slice:
@@ -77,7 +79,8 @@ class Form:
 class _Reader:
     """The parser's callbacks: header lines, then data that goes to a field or behind the spool's end."""
 
-    def __init__(self, form: Form, max_files: int, max_field_bytes: int) -> None:
+    def __init__(self, form: Form, max_files: int, max_field_bytes: int, file_fields: Collection[str], lists: Collection[str]) -> None:
+        self._file_fields, self._lists = file_fields, lists
         self.form, self._max_files, self._max_field_bytes = form, max_files, max_field_bytes
         self.buffer = bytearray()
         self._written = 0
@@ -113,17 +116,17 @@ class _Reader:
         if not name:
             raise BadRequest("A part has no name.", code="invalid_multipart", hint='Send Content-Disposition: form-data; name="files".')
         if b"filename" not in options:
-            if name in self.form.fields:
+            if name in self.form.fields and name not in self._lists:
                 raise BadRequest(f"The field {name!r} is there twice.", code="invalid_multipart", details={"parameter": name[:100]})
             self._part, self._field = None, (name, bytearray())
             return
-        if name not in ("files", "file"):
-            details = {"parameter": name[:100], "value": "a file", "allowed": "files"}
+        if name not in self._file_fields:
+            details = {"parameter": name[:100], "value": "a file", "allowed": ", ".join(self._file_fields)}
             raise BadRequest(f"The field {name[:100]!r} takes no file.", code="invalid_multipart", details=details)
         if len(self.form.files) >= self._max_files:
             hint = "Send the rest with PUT, or as a zip."
             raise PayloadTooLarge(f"More than {self._max_files} files came at once.", hint=hint, details={"allowed": self._max_files})
-        self._part = Part(_decode(options[b"filename"]), self._written + len(self.buffer))
+        self._part = Part(_decode(options[b"filename"]), self._written + len(self.buffer), field=name)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._part is not None:
@@ -142,7 +145,9 @@ class _Reader:
             self.form.files.append(self._part)
         else:
             name, value = self._field
-            self.form.fields[name] = _decode(bytes(value))
+            text = self.form.fields[name] = _decode(bytes(value))
+            if name in self._lists:
+                self.form.lists.setdefault(name, []).append(text)
 
     async def flush(self, at_least: int) -> None:
         """Write what has gathered, off the event loop, once it is worth a thread."""
@@ -159,8 +164,19 @@ def _decode(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
-async def read_form(content_type: str, chunks: AsyncIterator[bytes], *, max_files: int, max_field_bytes: int) -> Form:
-    """The whole body. Raises UnsupportedMediaType for another type, BadRequest for a broken one, PayloadTooLarge for too many parts."""
+async def read_form(
+    content_type: str,
+    chunks: AsyncIterator[bytes],
+    *,
+    max_files: int,
+    max_field_bytes: int,
+    file_fields: Collection[str] = ("files", "file"),
+    lists: Collection[str] = (),
+) -> Form:
+    """The whole body; `lists` are fields that may come several times.
+
+    Raises UnsupportedMediaType for another type, BadRequest for a broken one, PayloadTooLarge for too many parts.
+    """
     kind, options = parse_options_header(content_type.encode("latin-1"))
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not boundary:
@@ -170,15 +186,14 @@ async def read_form(content_type: str, chunks: AsyncIterator[bytes], *, max_file
     spool = cast(BinaryIO, tempfile.TemporaryFile(buffering=0))  # noqa: SIM115  closed by the form
     form = Form(spool)
     try:
-        await _feed(form, boundary, chunks, max_files, max_field_bytes)
+        await _feed(_Reader(form, max_files, max_field_bytes, file_fields, lists), boundary, chunks)
     except BaseException:  # boundary: whatever ends the reading, the file goes with it
         form.close()
         raise
     return form
 
 
-async def _feed(form: Form, boundary: bytes, chunks: AsyncIterator[bytes], max_files: int, max_field_bytes: int) -> None:
-    reader = _Reader(form, max_files, max_field_bytes)
+async def _feed(reader: _Reader, boundary: bytes, chunks: AsyncIterator[bytes]) -> None:
     names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "part_end")
     is_ended = False
 

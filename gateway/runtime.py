@@ -35,6 +35,7 @@ from gateway.jobs.store import JobStore
 from gateway.jobs.trainings import TrainingStore
 from gateway.loras import LoraRegistry
 from gateway.outside import Outside
+from gateway.raw_admission import RawAdmission
 from gateway.redis_client import RedisClient, connect_reader, connect_redis
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -61,6 +62,7 @@ class Runtime:
     registry: InstanceRegistry
     fleet: FleetRegistry
     admission: Admission
+    raw: RawAdmission
     datasets: DatasetStore
     curation: Curation
     assets: AssetStore
@@ -144,7 +146,8 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 curation = Curation(datasets, storage)
                 telling = (deliveries, webhooks)
                 places = (store, feed, storage, outside, loras, registry, fleet)
-                works = (admission, datasets, curation, assets, trainings, Captionings(settings, trainings))
+                raw = RawAdmission(settings, catalog, store, admission)
+                works = (admission, raw, datasets, curation, assets, trainings, Captionings(settings, trainings))
                 yield Runtime(settings, catalog, redis, *places, *works, *telling, gpu, metrics)
             finally:
                 for task in tasks:

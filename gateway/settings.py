@@ -121,6 +121,13 @@ class Settings(BaseSettings):
     default_base_model: str = Field("flux1-dev", description="Base model of a request that names none.")
     workflows_dir: Path | None = Field(None, description="Folder of further workflows, beside those that ship.")
 
+    raw_graphs: Literal["admin", "all", "off"] = Field(
+        "admin", description="Who may bring graphs of their own to `/api/v2/jobs`: keys with the scope `admin`, every key, nobody."
+    )
+    raw_nodes: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Node classes that such graphs may hold beside those of the built-in list and of the workflows, comma separated."
+    )
+
     job_ttl_s: int = Field(30 * 24 * 3600, ge=60, description="Seconds a finished job's record and events are kept.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body, refused before it is read.")
     max_upload_bytes: int = Field(512 << 20, ge=1024, description="Largest upload of dataset files, refused before it is read.")
@@ -134,6 +141,11 @@ class Settings(BaseSettings):
         None, description="Signs webhooks whose request brings no secret of its own: `whsec_` and 24 to 64 bytes in base64."
     )
     heartbeat_s: float = Field(15.0, gt=0, description="Seconds between comments on a quiet event stream.")
+
+    @field_validator("raw_nodes", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
     @field_validator("comfyui_urls", mode="before")
     @classmethod

@@ -157,7 +157,7 @@ def history(name: str) -> HistoryEntry:
 
 def test_a_success_names_its_files() -> None:
     entry = history("success")
-    assert entry.files() == [OutputFile("trivial_00001_.png", "a", "output")]
+    assert entry.files() == [OutputFile("trivial_00001_.png", "a", "output", "9")]
     assert entry.error is None
     assert not entry.was_interrupted
 
@@ -184,3 +184,4 @@ def test_pictures_of_previews_are_not_kept() -> None:
         {"outputs": {"7": {"images": images, "animated": [True]}, "8": {"text": ["said"]}, "9": {"images": None}}}
     )
     assert [file.filename for file in entry.files()] == ["a.png", "c.mp4"]
+    assert [file.filename for file in entry.files(("output", "temp"))] == ["b.png", "a.png", "c.mp4"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import aiohttp
@@ -12,11 +13,15 @@ from gateway.errors import InstanceError, InstanceUnreachable, OutputMissing, Pr
 
 
 class OutputFile(NamedTuple):
-    """Where a saved picture lies on the instance, as history names it."""
+    """Where a saved picture lies on the instance, as history names it, and the node that saved it."""
 
     filename: str
     subfolder: str
     type: str
+    node_id: str = ""
+
+    def place(self) -> dict[str, str]:
+        return {"filename": self.filename, "subfolder": self.subfolder, "type": self.type}
 
 
 class QueueState(NamedTuple):
@@ -46,14 +51,15 @@ class HistoryEntry(BaseModel):
         """What history would say of a success that was followed message by message."""
         return cls(outputs=outputs, status=_Status())
 
-    def files(self) -> list[OutputFile]:
-        """Pictures and videos to keep, in the order of the history; previews (`temp`) are not kept."""
-        found = []
-        for output in self.outputs.values():
-            for item in output.get("images") or []:
-                if isinstance(item, dict) and item.get("type") == "output":
-                    found.append(OutputFile(str(item["filename"]), str(item.get("subfolder", "")), "output"))
-        return found
+    def files(self, kinds: Collection[str] = ("output",)) -> list[OutputFile]:
+        """Pictures and other files to keep, in the order of the history; previews (`temp`) only where they are asked for."""
+        return [
+            OutputFile(str(item["filename"]), str(item.get("subfolder", "")), item["type"], node_id)
+            for node_id, output in self.outputs.items()
+            for items in output.values()
+            for item in (items if isinstance(items, list) else ())
+            if isinstance(item, dict) and item.get("type") in kinds and "filename" in item
+        ]
 
     @property
     def error(self) -> ErrorData | None:
@@ -175,7 +181,7 @@ class ComfyClient:
     async def view(self, file: OutputFile, *, companion: bool = False) -> bytes:
         """The bytes of a saved picture. The companion extension's route waits for a picture that is still being written."""
         path = "/fluxgate/view" if companion else "/view"
-        status, body = await self._request("GET", path, self._picture_timeout, params=file._asdict())
+        status, body = await self._request("GET", path, self._picture_timeout, params=file.place())
         if status != 200:
             raise OutputMissing(f"{self.url} announced {file.filename!r} but answers {status} for it")
         return body
@@ -197,7 +203,7 @@ class ComfyClient:
 
     async def remove_outputs(self, files: list[OutputFile]) -> None:
         """Delete pictures that are stored elsewhere now. Only the companion extension can."""
-        body = {"files": [file._asdict() for file in files], "remove_empty_folders": True}
+        body = {"files": [file.place() for file in files], "remove_empty_folders": True}
         await self._request("DELETE", "/fluxgate/outputs", json=body)
 
     async def load_ms(self, prompt_id: str) -> int | None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from comfy_workflows.graph import find_sinks
-from gateway.comfy.client import HistoryEntry
+from gateway.comfy.client import HistoryEntry, OutputFile
 from gateway.comfy.companion import save_in_background
 from gateway.comfy.messages import ErrorData, ExecutionError, ExecutionStart, Message, Preview
 from gateway.dispatch.faults import describe_node_error, describe_rejection
@@ -251,13 +251,17 @@ class Execution:
         details = {**described.details, **asked, "base_model": self.job.spec.base_model}
         await self._fail(described.model_copy(update={"details": details}))
 
+    def _files(self, entry: HistoryEntry) -> list[OutputFile]:
+        """What is kept: of a caller's own graph also what it only previews."""
+        return entry.files(("output", "temp") if self.job.spec.raw else ("output",))
+
     async def _store_outputs(self, entry: HistoryEntry) -> tuple[Output, ...] | JobError:
         """The stored pictures, or why there are none."""
         try:
-            outputs = await self._ingest.store(self._instance.client, self.job.spec, entry.files(), companion=self._companion)
+            outputs = await self._ingest.store(self._instance.client, self.job.spec, self._files(entry), companion=self._companion)
         except Unavailable as error:
             return JobError(code="upload_failed", message=f"The pictures could not be stored: {error.message}", hint=error.hint)
-        if outputs:
+        if outputs or self.job.spec.raw:
             return outputs
         return JobError(code="no_output", message="The workflow ended without a picture.", hint="Does it have a SaveImage node?")
 

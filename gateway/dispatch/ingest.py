@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import io
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from mimetypes import guess_type
 from typing import TypeVar
 
 from PIL import Image
@@ -22,6 +24,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
+# What is opened and read to its end before it is stored; other files are stored as they come.
+_PICTURES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 # A PNG header is signature (8), chunk length and name (8), width and height (u32 each).
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Its last chunk, with its checksum: a file without it is cut short, or still being written.
@@ -37,22 +41,22 @@ class Picture:
 
 
 def convert(body: bytes, name: str, output_format: str, quality: int) -> Picture:
-    """The picture in the format asked for. One that already is goes through byte for byte, with ComfyUI's metadata in it.
+    """The picture in the format asked for, "" for any. One that already is goes through byte for byte, with ComfyUI's metadata in it.
 
     Raises OutputMissing when the bytes are not the picture they claim to be.
     """
-    if body.startswith(_PNG_SIGNATURE) and output_format == "png":
+    if body.startswith(_PNG_SIGNATURE) and output_format in ("png", ""):
         if _PNG_END not in body[-1024:]:
             raise OutputMissing(f"{name!r} is cut short after {len(body)} bytes")
         return Picture(body, "png", int.from_bytes(body[16:20], "big"), int.from_bytes(body[20:24], "big"))
     extension = name.rpartition(".")[2].lower()
-    if extension in ("mp4", "webm"):
-        return Picture(body, extension, None, None)
+    if extension in ("mp4", "webm") or (not output_format and extension not in _PICTURES):
+        return Picture(body, extension if re.fullmatch("[a-z0-9]{1,8}", extension) else "bin", None, None)
     try:
         with Image.open(io.BytesIO(body)) as image:
             # Opening reads the header alone; what is cut short shows here.
             image.load()
-            if (image.format or "").lower() == output_format or getattr(image, "is_animated", False):
+            if not output_format or (image.format or "").lower() == output_format or getattr(image, "is_animated", False):
                 return Picture(body, (image.format or extension).lower(), *image.size)
             target = io.BytesIO()
             picture = image.convert("RGB") if output_format == "jpeg" else image
@@ -60,6 +64,12 @@ def convert(body: bytes, name: str, output_format: str, quality: int) -> Picture
             return Picture(target.getvalue(), output_format, *image.size)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OutputMissing(f"{name!r} is not a readable picture: {error}") from error
+
+
+def _type_of(extension: str) -> str:
+    """A content type that no browser runs."""
+    guessed = _TYPES.get(extension) or guess_type(f"x.{extension}")[0] or ""
+    return guessed if guessed.startswith(("image/", "video/", "audio/")) and "svg" not in guessed else "application/octet-stream"
 
 
 class Ingest:
@@ -84,7 +94,7 @@ class Ingest:
         async with self._turn:
             picture = await self._retry(lambda: self._fetch(client, spec, file, companion))
             key = f"generations/{spec.id}/{index}.{picture.extension}"
-            content_type = _TYPES.get(picture.extension, "application/octet-stream")
+            content_type = _type_of(picture.extension)
             await self._retry(lambda: self._storage.put(key, picture.body, content_type))
         return Output(
             index=index,
@@ -94,13 +104,16 @@ class Ingest:
             sha256=hashlib.sha256(picture.body).hexdigest(),
             width=picture.width,
             height=picture.height,
+            node_id=file.node_id,
+            name=file.filename,
         )
 
     async def _fetch(self, client: ComfyClient, spec: JobSpec, file: OutputFile, companion: bool) -> Picture:
         """The picture as it will be stored. One that comes broken is as good as none: it is fetched again."""
         body = await client.view(file, companion=companion)
-        wanted, quality = str(spec.parameters.get("output_format", "png")), int(spec.parameters.get("quality", 90))
-        if wanted == "png" and body.startswith(_PNG_SIGNATURE):
+        wanted = "" if spec.raw else str(spec.parameters.get("output_format", "png"))
+        quality = int(spec.parameters.get("quality", 90))
+        if wanted in ("png", "") and body.startswith(_PNG_SIGNATURE):
             return convert(body, file.filename, wanted, quality)
         return await asyncio.to_thread(convert, body, file.filename, wanted, quality)
 

@@ -73,6 +73,7 @@ class ProgressTracker:
             nodes_done=len(done),
             nodes_total=len(self.graph),
             current_node=self.title_of(self._node) if self._node else None,
+            current_node_id=self._node,
             current_node_class=self._class_of(self._node) if self._node else None,
             step=step,
             steps=steps,

@@ -33,6 +33,13 @@ async def read_events(redis: RedisClient, job_id: str, after: str = "0", limit: 
     return [Event(entry_id.decode(), fields[b"k"].decode(), fields[b"d"], fields[b"s"].decode()) for entry_id, fields in entries]
 
 
+@translate_redis
+async def newest_event_id(redis: RedisClient, job_id: str) -> str:
+    """Where a job's stream ends now, to go on from; "0" when it has none."""
+    newest = await redis.xrevrange(f"fluxgate:events:{job_id}", count=1)
+    return newest[0][0].decode() if newest else "0"
+
+
 class Subscription:
     """What one listener has not read yet. `behind` is set when something was dropped: read the stream from your last id.
 

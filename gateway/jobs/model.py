@@ -75,6 +75,7 @@ class Progress(_Part):
     nodes_done: int = 0
     nodes_total: int = 0
     current_node: str | None = None
+    current_node_id: str | None = None
     current_node_class: str | None = None
     step: int | None = None
     steps: int | None = None
@@ -94,6 +95,8 @@ class Output(_Part):
     sha256: str
     width: int | None = None
     height: int | None = None
+    node_id: str | None = None  # of the graph, and what ComfyUI called the file
+    name: str | None = None
 
 
 class JobError(_Part):
@@ -159,6 +162,7 @@ class JobSpec(_Part):
     caller: str
     workflow: str
     workflow_version: str
+    raw: bool = False  # a graph of the caller's own: everything it shows is kept, as it is
     base_model: str
     parameters: dict[str, Any]
     seed: int

@@ -6,10 +6,12 @@ import base64
 import binascii
 from datetime import datetime
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 
 from gateway.auth import LOCAL, Caller
+from gateway.comfy_v2 import ComfyPresenter
 from gateway.errors import BadRequest, Forbidden, NotFound
 from gateway.jobs.model import Job
 from gateway.runtime import Runtime as RuntimeState
@@ -36,10 +38,16 @@ async def _admin(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
     return caller
 
 
+async def _comfy(base_url: Annotated[str, Depends(_base_url)], runtime: Annotated[RuntimeState, Depends(_runtime)]) -> ComfyPresenter:
+    settings = runtime.settings
+    return ComfyPresenter(runtime.storage, settings.url_ttl_s, settings.job_ttl_s, urlsplit(base_url).path.rstrip("/"))
+
+
 Runtime = Annotated[RuntimeState, Depends(_runtime)]
 CurrentCaller = Annotated[Caller, Depends(_caller)]
 Admin = Annotated[Caller, Depends(_admin)]
 BaseUrl = Annotated[str, Depends(_base_url)]
+Comfy = Annotated[ComfyPresenter, Depends(_comfy)]
 
 
 async def load_own_job(runtime: RuntimeState, caller: Caller, job_id: str, kind: str = "generation") -> Job:

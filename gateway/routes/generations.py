@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import json
 import re
-import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -17,34 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from comfy_workflows.workflow import Workflow
 from gateway.admission import Wish
 from gateway.auth import Caller
+from gateway.bodies import MAX_DEPTH, is_deeper, read_idempotency_key
 from gateway.errors import BadRequest, Conflict, NotFound
-from gateway.jobs.model import TERMINAL, Job, JobStatus, Priority, now_ms
-from gateway.jobs.records import IdempotencyKey
+from gateway.jobs.model import Job, JobStatus, Priority, now_ms
 from gateway.presentation import present_job
 from gateway.pricing import estimate_rest_s, estimate_run_s, estimate_wait_s
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job, parse_time
 from gateway.runtime import Runtime as RuntimeState
+from gateway.waiting import wait_until_ended
 from gateway.webhooks import WebhookField
 
 router = APIRouter(prefix="/v1", tags=["generations"])
 
 MAX_WAIT_S = 60
 MAX_METADATA_BYTES = 16_384
-MAX_KEY_LENGTH = 255
-# pydantic writes about 250 levels and reads about 200: what is stored must be read again, two levels further down.
-MAX_DEPTH = 64
-
-
-def is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects stand inside one another more than `levels` deep. Without recursion: the value is a stranger's."""
-    layer = [value]
-    for _ in range(levels):
-        layer = [
-            part for whole in layer if isinstance(whole, dict | list) for part in (whole.values() if isinstance(whole, dict) else whole)
-        ]
-        if not layer:
-            return False
-    return any(isinstance(part, dict | list) for part in layer)
 
 
 class GatewayFields(BaseModel):
@@ -122,22 +105,12 @@ def _parse_wait(prefer: str | None) -> float:
     return 0
 
 
-def _key(caller: Caller, given: str | None, scope: str, request: GatewayFields) -> IdempotencyKey | None:
-    """The caller's Idempotency-Key with the hash of what it was sent with."""
-    if given is None:
-        return None
-    if not (1 <= len(given) <= MAX_KEY_LENGTH and given.isprintable()):
-        allowed = f"1 to {MAX_KEY_LENGTH} printable characters"
-        raise BadRequest("That is no Idempotency-Key.", details={"parameter": "Idempotency-Key", "value": given[:100], "allowed": allowed})
-    body = json.dumps([scope, request.model_dump(mode="json")], sort_keys=True)
-    return IdempotencyKey(caller.id, given, hashlib.sha256(body.encode()).hexdigest())
-
-
 async def _create(
     request: GatewayFields, workflow: str | None, door: _Door, runtime: RuntimeState, caller: Caller, base_url: str
 ) -> Response:
     wait_s = _parse_wait(door.prefer)
-    key = _key(caller, door.idempotency_key, workflow or "", request)
+    given = door.idempotency_key
+    key = None if given is None else read_idempotency_key(caller, given, workflow or "", request.model_dump())
     if key is not None and (replay := await runtime.store.find_replay(key)) is not None:
         return await _replay(runtime, base_url, *replay)
     own, parameters = _own_fields(request)
@@ -148,7 +121,7 @@ async def _create(
         # A twin that came at the same time was first.
         return await _replay(runtime, base_url, *replay)
     if wait_s and not job.is_terminal:
-        job = await _wait_until_ended(runtime, job, wait_s)
+        job = await wait_until_ended(runtime.store, runtime.feed, job, wait_s)
     answer = _job_answer(job, runtime, base_url, applied_wait_s=wait_s)
     if key is not None:
         await runtime.store.record_answer(key, bytes(answer.body))
@@ -176,24 +149,6 @@ async def _replay(runtime: RuntimeState, base_url: str, job_id: str, recorded: b
         answer = _job_answer(job, runtime, base_url)
     answer.headers["Idempotency-Replayed"] = "true"
     return answer
-
-
-async def _wait_until_ended(runtime: RuntimeState, job: Job, wait_s: float) -> Job:
-    """The job when it is terminal, or as it stands after `wait_s`."""
-    deadline = time.monotonic() + wait_s
-    try:
-        async with asyncio.timeout(wait_s):
-            async for event in runtime.feed.follow(job.id, idle_s=5.0):
-                # Only what is the end is parsed.
-                if event is None or (event.kind == "status" and event.status in TERMINAL):
-                    current = Job.model_validate_json(event.data) if event else await runtime.store.load(job.id)
-                    if current is None or current.is_terminal:
-                        return current or job
-                if time.monotonic() > deadline:
-                    break
-    except TimeoutError:
-        pass
-    return await runtime.store.load(job.id) or job
 
 
 _CREATED: dict[int | str, dict[str, Any]] = {200: {"description": "Finished within `Prefer: wait`, or answered from the cache"}}

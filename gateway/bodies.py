@@ -1,0 +1,36 @@
+"""What is asked of a body before anything else is done with it: how deep it is, and whether it came before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from gateway.auth import Caller
+from gateway.errors import BadRequest
+from gateway.jobs.records import IdempotencyKey
+
+MAX_KEY_LENGTH = 255
+# pydantic writes about 250 levels and reads about 200: what is stored must be read again, two levels further down.
+MAX_DEPTH = 64
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects stand inside one another more than `levels` deep. Without recursion: the value is a stranger's."""
+    layer = [value]
+    for _ in range(levels):
+        layer = [
+            part for whole in layer if isinstance(whole, dict | list) for part in (whole.values() if isinstance(whole, dict) else whole)
+        ]
+        if not layer:
+            return False
+    return any(isinstance(part, dict | list) for part in layer)
+
+
+def read_idempotency_key(caller: Caller, given: str, scope: str, body: Any) -> IdempotencyKey:
+    """The caller's Idempotency-Key with the hash of what it was sent with; `scope` tells routes apart that take the same body."""
+    if not (1 <= len(given) <= MAX_KEY_LENGTH and given.isprintable()):
+        allowed = f"1 to {MAX_KEY_LENGTH} printable characters"
+        raise BadRequest("That is no Idempotency-Key.", details={"parameter": "Idempotency-Key", "value": given[:100], "allowed": allowed})
+    digest = hashlib.sha256(json.dumps([scope, body], sort_keys=True).encode()).hexdigest()
+    return IdempotencyKey(caller.id, given, digest)
