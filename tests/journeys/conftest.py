@@ -10,6 +10,14 @@ import redis
 from local.services import S3Server
 from tests.deployment import describe_deployment, make_gateway, running
 from tests.journeys.api import Api
+from tests.webhook_receiver import Receiver
+
+
+@pytest.fixture(scope="session")
+def receiver() -> Iterator[Receiver]:
+    """Who is told of the ends of jobs; deployments must be allowed to go there."""
+    with Receiver().listening() as receiver:
+        yield receiver
 
 
 @pytest.fixture(scope="module")

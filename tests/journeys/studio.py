@@ -21,6 +21,7 @@ from local.services import Engine, Gateway, S3Server, TrainerWorker
 from local.tinyflux.make.scenes import draw_concept
 from local.tinyflux.weights import MODEL_DIR
 from tests.deployment import describe_deployment, make_gateway, running
+from tests.webhook_receiver import SECRET, Receiver
 
 PATIENCE_S = 180.0
 ENDED = ("succeeded", "failed", "canceled", "expired")
@@ -59,6 +60,17 @@ class Studio:
             assert time.monotonic() < deadline, job
             time.sleep(0.1)
         return job
+
+    def told(self, receiver: Receiver, job_id: str) -> tuple[str, str, str]:
+        """(object, id, status) that the receiver heard of an ended training, once the log has the try."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (job := self.read(job_id))["webhook_deliveries"]:
+            assert time.monotonic() < deadline, job
+            time.sleep(0.05)
+        [one] = receiver.told(job_id)
+        content = one.open()
+        assert content == {**job, "webhook_deliveries": []}
+        return content["object"], content["id"], content["status"]
 
     def wait_for_step(self, job_id: str, step: int) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -124,6 +136,8 @@ def running_studio(redis_url: str, s3: S3Server, folder: Path, **changes: str) -
         "TRAINING_LEASE_S": "3",
         "LORA_DIR": str(engine.base_dir / "models" / "loras"),
         "BASE_MODEL_PATHS": json.dumps({"tinyflux": str(MODEL_DIR)}),
+        "WEBHOOK_SECRET": SECRET,
+        "ALLOW_PRIVATE_URLS": "127.0.0.0/8",
         **changes,
     }
     gateway: Gateway = make_gateway(folder, env)

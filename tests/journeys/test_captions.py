@@ -10,6 +10,7 @@ import pytest
 
 from local.services import S3Server
 from tests.journeys.studio import Studio, draw_png, running_studio
+from tests.webhook_receiver import Receiver
 
 PROVIDERS = """
 import time
@@ -105,16 +106,17 @@ def test_what_no_provider_takes_is_refused(studio: Studio, body: dict[str, Any],
     assert studio.http.post("/v1/datasets/ds_none/captions").status_code == 404
 
 
-def test_a_data_set_that_was_spoilt_meanwhile_fails_as_such(studio: Studio) -> None:
+def test_a_data_set_that_was_spoilt_meanwhile_fails_as_such(studio: Studio, receiver: Receiver) -> None:
     """Accepted while it was whole; what came later has no caption, and nothing to make one from."""
     first = studio.train(name="first", steps=3000)
     dataset = upload(studio, 2, {"0.png": "one", "1.png": "two"})
-    second = studio.train(name="second", dataset=dataset["id"], trigger_word="", batch_size=1)
+    second = studio.train(name="second", dataset=dataset["id"], trigger_word="", batch_size=1, webhook=receiver.url())
     studio.http.put(f"/v1/datasets/{dataset['id']}/files", files={"files": ("2.png", draw_png(2), "image/png")})
     studio.http.post(f"/v1/trainings/{first['id']}/cancel")
     job = studio.wait(second["id"])
     assert (job["status"], job["error"]["code"]) == ("failed", "dataset_not_ready"), job
     assert "2.png" in job["error"]["message"]
+    assert studio.told(receiver, job["id"]) == ("training", job["id"], "failed")
 
 
 def test_trainings_come_in_pages_and_by_what_is_asked(studio: Studio) -> None:

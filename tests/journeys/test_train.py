@@ -13,6 +13,7 @@ import pytest
 
 from local.services import S3Server
 from tests.journeys.studio import ENDED, PATIENCE_S, Studio, running_studio
+from tests.webhook_receiver import Receiver
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +22,12 @@ def studio(redis_server: str, s3_server: S3Server, tmp_path_factory: pytest.Temp
         yield running
 
 
-def test_a_trained_lora_is_used_by_name_in_the_next_request(studio: Studio) -> None:
-    job = studio.train()
+def test_a_trained_lora_is_used_by_name_in_the_next_request(studio: Studio, receiver: Receiver) -> None:
+    job = studio.train(webhook=receiver.url())
     done = studio.wait(job["id"])
     assert done["status"] == "succeeded", done
     assert done["lora"] == "thing"
+    assert studio.told(receiver, job["id"]) == ("training", job["id"], "succeeded")
     assert (done["plan"]["precision"], done["access"]) == ("bf16", "not asked")
     events = studio.events(job["id"])
     assert studio.steps(job["id"]) == [1, 2, 3, 4, 5, 6]
@@ -49,15 +51,17 @@ def test_before_and_after_pictures_are_drawn(studio: Studio) -> None:
     assert httpx.get(lora["before"]).content != httpx.get(lora["after"]).content
 
 
-def test_a_cancel_keeps_the_checkpoint_and_a_resume_goes_on_from_it(studio: Studio) -> None:
-    job = studio.train(name="stopped", steps=4000)
+def test_a_cancel_keeps_the_checkpoint_and_a_resume_goes_on_from_it(studio: Studio, receiver: Receiver) -> None:
+    job = studio.train(name="stopped", steps=4000, webhook=receiver.url())
     studio.wait_for_step(job["id"], 4)
     assert studio.http.post(f"/v1/trainings/{job['id']}/cancel").json()["status"] in ("canceling", "canceled")
     assert studio.wait(job["id"])["status"] == "canceled"
+    assert studio.told(receiver, job["id"]) == ("training", job["id"], "canceled")
     resumed = studio.http.post(f"/v1/trainings/{job['id']}/resume").json()
     studio.wait_for_step(resumed["id"], 4)
     studio.http.post(f"/v1/trainings/{resumed['id']}/cancel")
     studio.wait(resumed["id"])
+    assert studio.told(receiver, resumed["id"]) == ("training", resumed["id"], "canceled"), "it keeps the webhook"
     assert studio.steps(resumed["id"])[0] > 3, "it began after the checkpoint of step 3"
 
 

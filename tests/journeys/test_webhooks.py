@@ -50,16 +50,17 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(
+    redis_server: str, s3_server: S3Server, engine: str, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shop]:
     with redis.Redis.from_url(redis_server) as connection:
         connection.flushall()
-    with Receiver().listening() as receiver:
-        env = describe_deployment(redis_server, s3_server, engine, WEBHOOK_SECRET=SECRET, SLOTS_PER_INSTANCE="1", QUEUE_TIMEOUT_S="5")
-        gateway = make_gateway(tmp_path_factory.mktemp("gateway"), env | {"ALLOW_PRIVATE_URLS": "127.0.0.0/8"})
-        with running(gateway):
-            caller = Api(gateway.url)
-            with caller.http:
-                yield Shop(gateway, caller, receiver, redis_server)
+    env = describe_deployment(redis_server, s3_server, engine, WEBHOOK_SECRET=SECRET, SLOTS_PER_INSTANCE="1", QUEUE_TIMEOUT_S="5")
+    gateway = make_gateway(tmp_path_factory.mktemp("gateway"), env | {"ALLOW_PRIVATE_URLS": "127.0.0.0/8"})
+    with running(gateway):
+        caller = Api(gateway.url)
+        with caller.http:
+            yield Shop(gateway, caller, receiver, redis_server)
 
 
 def test_every_end_is_told_as_the_job_says_it(shop: Shop) -> None:
