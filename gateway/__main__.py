@@ -21,6 +21,8 @@ from gateway.telemetry import configure_logging
 STOP_S = 10
 # Longer than clients and proxies keep theirs: a connection is never closed under a request that is on its way.
 KEEP_ALIVE_S = 90
+# Clients of WebSockets only listen: what they say is a ping.
+MAX_MESSAGE_BYTES = 4096
 
 
 class GatewayServer(uvicorn.Server):
@@ -72,6 +74,7 @@ def main() -> int:
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
         timeout_keep_alive=KEEP_ALIVE_S,
+        ws_max_size=MAX_MESSAGE_BYTES,
     )
     GatewayServer(config, app).run()
     return 0

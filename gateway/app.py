@@ -20,6 +20,7 @@ from gateway.routes import (
     generations,
     health,
     instances,
+    sockets,
     trainings,
     uploads,
     webhooks,
@@ -42,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(generations.router)
     app.include_router(_workflow_router(settings))
     app.include_router(events.router)
+    app.include_router(sockets.router)
     app.include_router(datasets.router)
     app.include_router(captions.router)
     app.include_router(catalog.router)

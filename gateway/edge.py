@@ -9,10 +9,12 @@ import time
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketState
 
 from gateway.dialects import speak
 from gateway.errors import (
@@ -46,9 +48,9 @@ def _answer(error: FluxgateError, path: str) -> JSONResponse:
 def install_error_handlers(app: FastAPI) -> None:
     """Every error, ours or the framework's, leaves as `{"error": {code, message, hint, details}}`."""
 
-    async def on_own(request: Request, error: Exception) -> JSONResponse:
+    async def on_own(connection: HTTPConnection, error: Exception) -> JSONResponse:
         assert isinstance(error, FluxgateError)
-        return _answer(error, request.url.path)
+        return await _refuse(connection, _answer(error, connection.url.path))
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -58,16 +60,24 @@ def install_error_handlers(app: FastAPI) -> None:
         kind = _BY_STATUS.get(error.status_code, FluxgateError)
         return _answer(kind(str(error.detail)), request.url.path)
 
-    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return _answer(_describe_invalid(error), request.url.path)
+    async def on_invalid(connection: HTTPConnection, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError | WebSocketRequestValidationError)
+        return await _refuse(connection, _answer(_describe_invalid(error), connection.url.path))
 
     app.add_exception_handler(FluxgateError, on_own)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(WebSocketRequestValidationError, on_invalid)
 
 
-def _describe_invalid(error: RequestValidationError) -> FluxgateError:
+async def _refuse(connection: HTTPConnection, answer: JSONResponse) -> JSONResponse:
+    """A WebSocket that is not open yet is refused by the same answer as a request."""
+    if isinstance(connection, WebSocket) and connection.application_state is WebSocketState.CONNECTING:
+        await connection.send_denial_response(answer)
+    return answer
+
+
+def _describe_invalid(error: RequestValidationError | WebSocketRequestValidationError) -> FluxgateError:
     """The first thing wrong, in full; the rest in `details.parameters`."""
     faults = error.errors()
     if isinstance(faults[0].get("input"), bytes):

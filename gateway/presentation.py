@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
 from gateway.addresses import show_url
-from gateway.jobs.model import Job, Output
+from gateway.jobs.model import Event, EventKind, Job, Output
 from gateway.storage import Storage
 
 
@@ -107,3 +108,21 @@ def present_training(job: Job, *, base_url: str) -> dict[str, Any]:
         "finished_at": rfc3339(job.finished_ms),
         "urls": {"self": home, "events": f"{home}/events", "cancel": f"{home}/cancel", "resume": f"{home}/resume"},
     }
+
+
+def write_job(job: Job, *, base_url: str, storage: Storage) -> str:
+    """The job as JSON."""
+    return json.dumps(present_job(job, base_url=base_url, storage=storage), ensure_ascii=False)
+
+
+def write_event(event: Event, *, base_url: str, storage: Storage) -> str:
+    """An event's data as JSON. Whole jobs and pictures get their signed URLs at the time of delivery."""
+    if event.kind == EventKind.STATUS:
+        return write_job(Job.model_validate_json(event.data), base_url=base_url, storage=storage)
+    if event.kind == EventKind.OUTPUT:
+        return json.dumps(present_output(Output.model_validate_json(event.data), storage))
+    if event.kind == EventKind.SAMPLE:
+        sample = json.loads(event.data)
+        sample["url"] = storage.sign(sample.pop("key"))
+        return json.dumps(sample)
+    return event.data.decode()

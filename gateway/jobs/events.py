@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 
 from gateway.errors import RedisUnavailable
@@ -176,7 +176,9 @@ class EventFeed:
             for listener in listeners:
                 listener.fall_behind()
 
-    async def follow(self, job_id: str, after: str = "0", *, previews: bool = False, idle_s: float = 15.0) -> AsyncIterator[Event | None]:
+    async def follow(
+        self, job_id: str, after: str = "0", *, previews: bool = False, idle_s: float = 15.0
+    ) -> AsyncGenerator[Event | None, None]:
         """Every kept event after `after`, then the live ones, each once and in order; None whenever `idle_s` passed in silence.
 
         Ends by itself only when the feed is closed: the listener knows which event is the last one. While Redis is away it waits.
@@ -218,6 +220,18 @@ class EventFeed:
                 pause_s = throttle.due_s
                 if not await subscription.wait(idle_s if pause_s is None else pause_s) and pause_s is None and not self.closed:
                     yield []
+
+
+async def next_events(redis: RedisClient, feed: EventFeed, job_id: str, after: str, wait_s: float) -> list[Event]:
+    """The kept events after `after`: at once when there are some, else those that come first within `wait_s`; at most a page."""
+    events = await read_events(redis, job_id, after, limit=PAGE)
+    if events or not wait_s:
+        return events
+    async with aclosing(feed.follow(job_id, after, idle_s=wait_s)) as coming:
+        async for event in coming:
+            # Whatever came with it is read together with it.
+            return await read_events(redis, job_id, after, limit=PAGE) if event else []
+    return []
 
 
 class Throttle:

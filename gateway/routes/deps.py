@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Query
+from starlette.requests import HTTPConnection
 
 from gateway.auth import LOCAL, Caller
 from gateway.comfy_v2 import ComfyPresenter
-from gateway.errors import BadRequest, Forbidden, NotFound
+from gateway.errors import BadRequest, Forbidden, NotFound, RedisUnavailable
 from gateway.jobs.model import Job
 from gateway.runtime import Runtime as RuntimeState
 
 
 # Coroutines, although none waits: the framework would call plain functions in a thread, half a millisecond each time.
-async def _runtime(request: Request) -> RuntimeState:
-    runtime: RuntimeState = request.app.state.runtime
+# They take what requests and WebSockets have in common.
+async def _runtime(connection: HTTPConnection) -> RuntimeState:
+    runtime: RuntimeState = connection.app.state.runtime
     return runtime
 
 
-async def _caller(request: Request) -> Caller:
+async def _caller(connection: HTTPConnection) -> Caller:
     return LOCAL
 
 
-async def _base_url(request: Request) -> str:
-    runtime: RuntimeState = request.app.state.runtime
-    return (runtime.settings.public_url or str(request.base_url)).rstrip("/")
+async def _base_url(connection: HTTPConnection) -> str:
+    runtime: RuntimeState = connection.app.state.runtime
+    own = str(connection.base_url)
+    # A WebSocket's begins with ws, a request's with http.
+    return (runtime.settings.public_url or (own if own.startswith("http") else own.replace("ws", "http", 1))).rstrip("/")
 
 
 async def _admin(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
@@ -50,12 +55,46 @@ BaseUrl = Annotated[str, Depends(_base_url)]
 Comfy = Annotated[ComfyPresenter, Depends(_comfy)]
 
 
+_EVENT_ID = re.compile(r"\d{1,15}(-\d{1,10})?", re.ASCII)
+
+
+class StreamPlace(NamedTuple):
+    """Where in a stream to go on, and what to leave out."""
+
+    after: str
+    previews: bool
+
+
+async def _place(
+    after: Annotated[str | None, Query(description="Event id to go on after; `Last-Event-ID` says the same.")] = None,
+    previews: Annotated[bool, Query(description="Also send pictures of the work in progress.")] = False,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> StreamPlace:
+    position = last_event_id or after or "0"
+    if not _EVENT_ID.fullmatch(position):
+        raise BadRequest(
+            "That is no event id.", details={"parameter": "after", "value": position[:100], "allowed": "an id from this stream"}
+        )
+    return StreamPlace(position, previews)
+
+
+Place = Annotated[StreamPlace, Depends(_place)]
+
+
 async def load_own_job(runtime: RuntimeState, caller: Caller, job_id: str, kind: str = "generation") -> Job:
     """The caller's job. Somebody else's is as absent as one that never was."""
     job = await runtime.store.load(job_id)
     if job is None or job.spec.caller != caller.id or job.spec.kind != kind:
         raise NotFound(f"There is no {kind} {job_id!r}.", code="job_not_found", details={"parameter": "id", "value": job_id})
     return job
+
+
+async def is_gone(runtime: RuntimeState, job_id: str) -> bool:
+    """Whether a job was deleted under a listener's eyes: nothing more will come."""
+    try:
+        return await runtime.store.load(job_id) is None
+    except RedisUnavailable:
+        return False
 
 
 def encode_cursor(pair: tuple[int, str]) -> str:
