@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import sys
-from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -15,6 +13,7 @@ from comfy_workflows.errors import WorkflowError
 from gateway.app import create_app
 from gateway.auth import refuse_unsafe_binding
 from gateway.errors import FluxgateError
+from gateway.process import allow_many_files, collect_rarely
 from gateway.settings import Settings, is_secret
 from gateway.telemetry import configure_logging
 
@@ -40,15 +39,6 @@ class GatewayServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def allow_many_files() -> None:
-    """As many open sockets as the system lets us have: each event stream is one, and the usual limit is 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        # macOS calls its hard limit infinite and then refuses it; what is allowed already will have to do.
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def main() -> int:
     """Serve until told to stop. A deployment that cannot work is refused with one line."""
     try:
@@ -57,6 +47,7 @@ def main() -> int:
         configure_logging(settings.log_level)
         app = create_app(settings)
         allow_many_files()
+        collect_rarely()
     except ValidationError as error:
         for fault in error.errors():
             name = ".".join(map(str, fault["loc"]))

@@ -17,6 +17,7 @@ LAYERS = {
     "gateway": 0,
     "gateway.errors": 0,
     "gateway.settings": 0,
+    "gateway.process": 0,
     "gateway.telemetry": 0,
     "gateway.dataset_records": 0,
     "gateway.dialects": 0,
@@ -36,6 +37,7 @@ LAYERS = {
     "gateway.preflight": 1,
     "gateway.preflight_rules": 1,
     "gateway.redis_client": 1,  # the one door to Redis, below all that keep something there
+    "gateway.jobs.gathering": 1,
     "gateway.jobs.store": 2,
     "gateway.jobs.deliveries": 2,
     "gateway.jobs.events": 2,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 
+import uvloop
+
+from gateway.process import allow_many_files, collect_rarely
 from gateway.runtime import open_runtime
 from gateway.settings import Settings
 from gateway.telemetry import configure_logging
@@ -22,7 +25,9 @@ async def _run(settings: Settings) -> None:
 def main() -> None:
     settings = Settings()
     configure_logging(settings.log_level)
-    asyncio.run(_run(settings))
+    allow_many_files()
+    collect_rarely()
+    uvloop.run(_run(settings))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ class Execution:
         self._pending: list[EventDraft] = []
         self._wake_flush = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._written: Job | None = None  # the record as of the last write; only progress changes more often
         self._node_error: ErrorData | None = None
         self._preview_due = 0.0
 
@@ -163,7 +164,8 @@ class Execution:
     async def _flush_for_ever(self) -> None:
         while True:
             await self._wake_flush.wait()
-            await asyncio.sleep(FLUSH_S)
+            # All jobs write at the same moments, so that their news travel together.
+            await asyncio.sleep(FLUSH_S - time.monotonic() % FLUSH_S)
             try:
                 await self._flush()
             except LeaseLost:
@@ -176,9 +178,11 @@ class Execution:
             events, self._pending = self._pending, []
             if not events and not free_slot:
                 return
-            fields: dict[str, Any] = {"progress": self._tracker.current, "warm": self.job.warm}
-            if self.job.started_ms is not None:
-                fields |= {"status": self.job.status.value, "started_ms": self.job.started_ms, "metrics": self.job.metrics}
+            fields: dict[str, Any] = {"progress": self._tracker.current}
+            if self.job is not self._written:
+                fields["warm"], self._written = self.job.warm, self.job
+                if self.job.started_ms is not None:
+                    fields |= {"status": self.job.status.value, "started_ms": self.job.started_ms, "metrics": self.job.metrics}
             self.claim.writes += 1
             write = self.claim.writes
             status = await self._persist(lambda: self._store.update(self.claim, fields, events, free_slot=free_slot, write=write))

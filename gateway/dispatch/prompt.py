@@ -155,6 +155,8 @@ class Prompt:
                 passed = self._check_deadlines(deadline)
             if self.stop_wanted and not self._has_ended:
                 await self.stop_on_instance()
+            elif not self._has_ended and self._heard_lately():
+                continue
             known, entry = await self._patiently(self._look)
             if passed is not None and (not known or (entry is not None and entry.was_interrupted)):
                 raise passed
@@ -177,6 +179,10 @@ class Prompt:
         if passed is not None:
             self.stop_wanted = True
         return passed
+
+    def _heard_lately(self) -> bool:
+        """Its messages come: there is nothing to ask."""
+        return self._hears_it() and time.monotonic() - self._last_sign < self._settings.poll_s
 
     def _hears_it(self) -> bool:
         socket = self.instance.socket

@@ -23,6 +23,7 @@ from importlib.resources import files
 from typing import Any
 
 from gateway.errors import TooManyRequests
+from gateway.jobs.gathering import Gathering
 from gateway.jobs.model import Job, JobError, JobSpec, JobStatus, now_ms
 from gateway.jobs.records import (
     Admitted,
@@ -68,7 +69,7 @@ class JobStore:
             return redis.register_script(prelude + (folder / f"{name}.lua").read_text())
 
         self._create, self._peek, self._claim = script("create"), script("peek"), script("claim")
-        self._take_over, self._renew, self._update = script("take_over"), script("renew"), script("update")
+        self._take_over, self._renew, self._update = script("take_over"), script("renew"), Gathering(script("update"))
         self._finish, self._requeue, self._end_waiting_script = script("finish"), script("requeue"), script("end_waiting")
         self._create_finished = script("create_finished")
         self._delete, self._position = script("delete"), script("position")
@@ -271,7 +272,7 @@ class JobStore:
         """Write fields and events of a leased job. Returns its status, or `lost`. The same `write` number twice counts once."""
         flat = encode_fields(fields)
         drafts = [part for event in events for part in event]
-        answer = await self._update(args=[claim.id, claim.lease, write, int(free_slot), len(flat) // 2, *flat, *drafts])
+        answer = await self._update.call([claim.id, claim.lease, write, int(free_slot), len(flat) // 2, len(drafts) // 3, *flat, *drafts])
         return str(answer.decode())
 
     @translate_redis

@@ -194,6 +194,7 @@ async def test_an_instance_that_restarts_with_an_empty_history_runs_the_job_agai
 async def test_an_instance_that_forgets_what_it_finished_runs_the_job_again(bench: Bench) -> None:
     job = await bench.submit()
     await bench.wait_step(job, 3)
+    bench.proxy.relay = faults.lose_all
     for path, body in (("/queue", b'{"queue_running": [], "queue_pending": []}'), ("/history", b"{}")):
         bench.proxy.add("GET", path, faults.answer_with(200, body, "application/json"))
     done = await bench.wait(job)
