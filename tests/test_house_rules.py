@@ -37,7 +37,7 @@ LAYERS = {
     "gateway.preflight": 1,
     "gateway.preflight_rules": 1,
     "gateway.redis_client": 1,  # the one door to Redis, below all that keep something there
-    "gateway.jobs.gathering": 1,
+    "gateway.jobs.gathering": 2,
     "gateway.jobs.store": 2,
     "gateway.jobs.deliveries": 2,
     "gateway.jobs.events": 2,
@@ -88,6 +88,7 @@ FRIENDS = (
     ("comfy_workflows", "comfy_workflows"),
     ("gateway.jobs.records", "gateway.jobs.model"),
     ("gateway.jobs.store", "gateway.jobs.events"),
+    ("gateway.jobs.store", "gateway.jobs.gathering"),
     ("gateway.jobs.trainings", "gateway.jobs.store"),
     ("gateway.comfy", "gateway.comfy"),
     ("gateway.admission", "gateway.dispatch.fleet"),
