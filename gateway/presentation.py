@@ -42,7 +42,13 @@ def present_webhook(job: Job) -> dict[str, Any]:
 
 
 def present_job(
-    job: Job, *, base_url: str, storage: Storage, queue_position: int | None = None, eta_s: float | None = None
+    job: Job,
+    *,
+    base_url: str,
+    storage: Storage,
+    queue_position: int | None = None,
+    eta_s: float | None = None,
+    waiting_for: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The job's fields as documented in the API."""
     if job.spec.kind == "training":
@@ -64,6 +70,7 @@ def present_job(
         "progress": job.progress.model_dump(),
         "queue_position": queue_position,
         "eta_s": eta_s,
+        "waiting_for": waiting_for,
         "outputs": [present_output(output, storage) for output in job.outputs],
         "error": job.error.model_dump() if job.error else None,
         "metrics": job.metrics.model_dump(),

@@ -17,6 +17,7 @@ from gateway.auth import Caller
 from gateway.bodies import MAX_DEPTH, is_deeper, read_idempotency_key
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.jobs.model import Job, JobStatus, Priority, now_ms
+from gateway.obstacles import find_obstacle
 from gateway.presentation import present_job
 from gateway.pricing import estimate_rest_s, estimate_run_s, estimate_wait_s
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job, parse_time
@@ -232,8 +233,10 @@ async def get_generation(job_id: str, runtime: Runtime, caller: CurrentCaller, b
     """The job as it stands. Picture URLs are signed anew at each read."""
     job = await load_own_job(runtime, caller, job_id)
     position = await runtime.store.position(job_id) if job.status is JobStatus.QUEUED else None
-    eta_s = None if job.is_terminal else await _estimate(runtime, job, position)
-    return present_job(job, base_url=base_url, storage=runtime.storage, queue_position=position, eta_s=eta_s)
+    obstacle = await find_obstacle(job, runtime.registry) if job.status is JobStatus.QUEUED else None
+    eta_s = None if job.is_terminal or obstacle else await _estimate(runtime, job, position)
+    waiting = obstacle._asdict() if obstacle else None
+    return present_job(job, base_url=base_url, storage=runtime.storage, queue_position=position, eta_s=eta_s, waiting_for=waiting)
 
 
 async def _estimate(runtime: RuntimeState, job: Job, position: int | None) -> float | None:

@@ -81,13 +81,15 @@ def test_no_generation_starts_while_a_training_has_the_gpu(studio: Studio) -> No
     studio.wait_for_step(training["id"], 1)
     waiting = studio.http.post("/v1/generations", json={"prompt": "a red circle", "steps": 1, "width": 256, "height": 256}).json()
     assert studio.http.get("/v1/instances").json()["data"][0]["state"] == "training"
+    held = studio.http.get(f"/v1/generations/{waiting['id']}").json()
+    assert (held["waiting_for"]["reason"], held["eta_s"], held["status"]) == ("training", None, "queued")
     ended = studio.wait(training["id"])
     assert ended["status"] == "succeeded", ended
     deadline = time.monotonic() + PATIENCE_S
     while (job := studio.http.get(f"/v1/generations/{waiting['id']}").json())["status"] not in ENDED:
         assert time.monotonic() < deadline, job
         time.sleep(0.1)
-    assert job["status"] == "succeeded"
+    assert (job["status"], job["waiting_for"]) == ("succeeded", None)
     steps = [event for event in studio.events(training["id"]) if event[1] == "progress" and event[2]["current_node"] == "training"]
     last_step_ms = int(steps[-1][0].partition("-")[0])
     began = httpx.get(job["urls"]["events"], timeout=PATIENCE_S).text
