@@ -112,6 +112,8 @@ class Curation:
             width=media.width,
             height=media.height,
             phash=media.phash,
+            frames=media.frames,
+            duration_s=media.duration_s,
             problems=media.problems,
         )
 

@@ -49,6 +49,8 @@ class DatasetFile(_Part):
     size_bytes: int = 0
     width: int | None = None
     height: int | None = None
+    frames: int | None = None
+    duration_s: float | None = None
     phash: str | None = None
     caption: str | None = None
     problems: tuple[Problem, ...] = ()

@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 from PIL import Image, ImageCms, ImageOps
 
+from gateway.clips import MP4_CODECS, WEBM_CODECS, BrokenClip, read_mp4, read_webm
 from gateway.dataset_records import Caption, Problem, error, warning
 from gateway.likeness import fingerprint
 from gateway.picture_bytes import is_plain_png, strip_jpeg, strip_png
 
 MIN_EDGE_PX = 64  # Flux aligns its buckets to 64
 MAX_PIXELS = 64_000_000
+MAX_CLIP_PIXELS = 9_000_000  # 4K
 MAX_PICTURE_BYTES = 64 << 20
 MAX_VIDEO_BYTES = 128 << 20
 MAX_CAPTION_BYTES = 16 << 10
@@ -47,7 +49,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """What is to be stored. `body` is the upload itself where nothing had to change; width, height and phash are a picture's."""
+    """What is to be stored. `body` is the upload itself where nothing had to change; phash is a picture's, frames and duration a clip's."""
 
     body: bytes = field(repr=False)
     kind: str  # a key of CONTENT_TYPES
@@ -55,6 +57,8 @@ class Media:
     width: int | None = None
     height: int | None = None
     phash: str | None = None
+    frames: int | None = None
+    duration_s: float | None = None
     problems: tuple[Problem, ...] = ()
 
 
@@ -87,11 +91,24 @@ def name_foreign(head: bytes) -> str:
 
 
 def read_video(body: bytes, name: str) -> Media:
-    """A clip, as it is: nothing in it is decoded. Raises Refused."""
+    """A clip, as it is: its container is read, no picture in it is decoded. Raises Refused."""
     kind = sniff(body[:64])
     if kind not in ("mp4", "webm"):
         raise Refused("video_unsupported", name, f"{name} is {name_foreign(body)}, not an MP4 or WebM.", "Convert it to MP4 or WebM.")
-    return Media(body, kind, hashlib.sha256(body).hexdigest())
+    try:
+        clip = read_mp4(body) if kind == "mp4" else read_webm(body)
+    except BrokenClip as fault:
+        raise Refused("clip_broken", name, f"{name} cannot be read: {fault}.", "Save or export it again.") from fault
+    codecs = sorted({*MP4_CODECS.values(), *WEBM_CODECS.values()})
+    if clip.codec not in codecs:
+        raise Refused("clip_codec", name, f"{name} holds {clip.codec!r}; {', '.join(codecs)} are taken.", "Convert it to H.264.")
+    if min(clip.width, clip.height) < MIN_EDGE_PX or clip.width * clip.height > MAX_CLIP_PIXELS:
+        remedy = (
+            f"Use {MIN_EDGE_PX} pixels or more each way, and at most {MAX_CLIP_PIXELS / 1e6:.0f} megapixels; trainings use less than one."
+        )
+        raise Refused("clip_size", name, f"{name} has {clip.width}x{clip.height} pixels.", remedy)
+    digest = hashlib.sha256(body).hexdigest()
+    return Media(body, kind, digest, clip.width, clip.height, frames=clip.frames, duration_s=clip.duration_s)
 
 
 def read_picture(body: bytes, name: str) -> Media:
@@ -197,7 +214,7 @@ def encode(pixels: _Pixels, body: bytes, kind: str, name: str) -> Media:
         kind, stored = write(pixels.image, "jpeg" if kind in ("jpeg", "mpo") else "png")
     width, height = pixels.image.size
     digest = hashlib.sha256(stored).hexdigest()
-    return Media(stored, kind, digest, width, height, fingerprint(pixels.image), pixels.problems)
+    return Media(stored, kind, digest, width, height, fingerprint(pixels.image), problems=pixels.problems)
 
 
 def write(image: Image.Image, kind: str) -> tuple[str, bytes]:

@@ -96,9 +96,21 @@ class LoraRegistry:
         await self._redis.delete(f"fluxgate:pictures:{file}")
 
     @translate_redis
+    async def touch(self, files: Iterable[str], now_ms: int) -> None:
+        """They are in use now: what is used least leaves the instances' folders first."""
+        if times := dict.fromkeys(files, now_ms):
+            await self._redis.hset("fluxgate:lora_used", mapping=times)
+
+    @translate_redis
+    async def used(self) -> dict[str, int]:
+        """When each file was last in use anywhere, in milliseconds since the epoch."""
+        return {file.decode(): int(used_ms) for file, used_ms in (await self._redis.hgetall("fluxgate:lora_used")).items()}
+
+    @translate_redis
     async def withdraw(self, file: str) -> None:
         """Forget a published LoRA; instances that have the file keep it until it is removed there."""
-        await self._redis.hdel("fluxgate:published", file)
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            await pipeline.hdel("fluxgate:published", file).hdel("fluxgate:lora_used", file).execute()
 
     @translate_redis
     async def published(self) -> list[Lora]:

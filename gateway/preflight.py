@@ -64,6 +64,7 @@ def inspect(
     steps: int | None = None,
     trigger_word: str | None = None,
     caption_template: str = DEFAULT_TEMPLATE,
+    video_frames: int = 49,
     asset: Asset = "image",
 ) -> Report:
     """The report on these files under these settings."""
@@ -76,6 +77,7 @@ def inspect(
             steps=steps,
             trigger_word=trigger_word,
             caption_template=caption_template,
+            video_frames=video_frames,
         ),
         asset,
     )

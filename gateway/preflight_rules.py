@@ -33,6 +33,7 @@ class Plan(BaseModel):
     steps: int | None = None
     trigger_word: str | None = None
     caption_template: str = DEFAULT_TEMPLATE
+    video_frames: int = 49  # taken of each clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +130,14 @@ def _judge_clips(view: View) -> Iterator[Problem]:
     if view.asset == "image" or not view.usable:
         return
     names, samples = [file.name for file in view.usable], len(view.usable) * (view.plan.repeats + 1)
-    message = "Clips are stored as they came: length, size, frame rate, buckets and likeness were not looked at."
-    yield warning("video_unchecked", names, message, "See to it that each clip plays and is longer than the frames a training takes of it.")
+    wanted = view.plan.video_frames
+    if short := [file.name for file in view.usable if file.frames is not None and file.frames < wanted]:
+        fewest = min(file.frames for file in view.usable if file.frames is not None)
+        message = f"{_say(short)}: fewer than the {wanted} frames that are taken of each clip; SimpleTuner leaves them out."
+        yield error("clip_too_short", short, message, f"Set video_frames to at most {fewest}, or use longer clips.")
+    if unknown := [file.name for file in view.usable if file.frames is None]:
+        message = f"{_say(unknown)}: the file does not say how many frames it has."
+        yield warning("clip_length_unknown", unknown, message, f"See to it that each has {wanted} frames or more.")
     if samples < view.plan.batch_size:
         message = f'{samples} samples cannot fill a batch of {view.plan.batch_size}. SimpleTuner says: "Dataset configuration will produce '
         yield error("zero_usable_batches", names, message + 'zero usable batches."', f"Set batch_size to at most {samples}, or add clips.")

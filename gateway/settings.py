@@ -113,6 +113,9 @@ class Settings(BaseSettings):
         None, description="ComfyUI's models/loras folder as the dispatcher sees it: published LoRAs are put there."
     )
     lora_dir_max_bytes: int = Field(50 << 30, ge=0, description="Size of the LoRAs put there above which the least used ones go.")
+    lora_dir_min_free_bytes: int = Field(
+        2 << 30, ge=0, description="Free bytes of that disk below which no LoRA is brought; the least used ones make room."
+    )
     shared_gpu: str | None = Field(
         None, description="Name of a GPU that trainings and the instances share: they take turns. Empty: they do not."
     )

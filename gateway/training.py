@@ -35,6 +35,7 @@ PAGE = 100
 LOST_PAUSE_S = 30.0
 TRAINABLE = ("flux1", "tinyflux", "wan", "hunyuanvideo")
 VIDEO_FAMILIES = ("wan", "hunyuanvideo")
+DEFAULT_VIDEO_FRAMES = 49
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_DEPTH = 32
 # All that SimpleTuner 3.1.6 has.
@@ -271,7 +272,7 @@ class Trainings:
             raise _refuse("precision", request.precision, "bf16, int8 for wan", None)
         if family not in VIDEO_FAMILIES and request.video_frames is not None:
             raise _refuse("video_frames", request.video_frames, "absent for a base of still pictures", None)
-        if family == "hunyuanvideo" and (request.video_frames or 49) % 4 != 1:
+        if family == "hunyuanvideo" and (request.video_frames or DEFAULT_VIDEO_FRAMES) % 4 != 1:
             raise _refuse("video_frames", request.video_frames, "one more than a multiple of 4 for hunyuanvideo", None)
 
     async def _check_machines(self, request: TrainingRequest, family: str, dataset: Dataset) -> None:
@@ -309,6 +310,7 @@ class Trainings:
             steps=request.steps,
             trigger_word=request.trigger_word or dataset.trigger_word,
             caption_template=dataset.caption_template,
+            video_frames=request.video_frames or DEFAULT_VIDEO_FRAMES,
             asset=dataset.asset,
         )
         if not report.ok:

@@ -7,13 +7,14 @@ import random
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MP4 = b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2" + bytes(200)
-WEBM = b"\x1a\x45\xdf\xa3\x9f\x42\x82\x84webm" + bytes(200)
+CLIPS = Path(__file__).parent / "clips"
+MP4, WEBM = ((CLIPS / name).read_bytes() for name in ("h264-17.mp4", "vp9-17.webm"))
 
 
 def draw(seed: int, width: int = 256, height: int = 256, mode: str = "RGB") -> Image.Image:

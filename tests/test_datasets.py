@@ -88,7 +88,10 @@ def test_clips_are_stored_as_they_are(datasets: Datasets) -> None:
     assert [file["content_type"] for file in dataset["files"]] == ["video/mp4", "video/webm", None]
     assert dataset["upload"]["refused"] == ["c.png"]
     assert httpx.get(dataset["files"][0]["url"]).content == MP4
-    assert {problem["code"] for problem in dataset["preflight"]["warnings"]} >= {"video_unchecked"}
+    assert [(file["width"], file["height"], file["frames"]) for file in dataset["files"][:2]] == [(96, 64, 17), (96, 64, 17)]
+    codes = {problem["code"]: problem["files"] for problem in dataset["preflight"]["errors"]}
+    assert codes == {"video_unsupported": ["c.png"], "clip_too_short": ["a.mp4", "b.webm"]}
+    assert "clip_too_short" not in str(datasets.get(dataset["id"], video_frames=17)["preflight"])
     assert dataset["preflight"]["buckets"] == []
 
 

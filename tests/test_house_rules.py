@@ -32,6 +32,7 @@ LAYERS = {
     "gateway.archives": 1,
     "gateway.arrivals": 1,
     "gateway.buckets": 1,
+    "gateway.clips": 1,
     "gateway.intake": 1,
     "gateway.likeness": 1,
     "gateway.preflight": 1,
@@ -82,6 +83,7 @@ BARE = ("gateway", "gateway.jobs")
 # Neighbours of one layer that may know each other.
 FRIENDS = (
     ("gateway.arrivals", "gateway.intake"),
+    ("gateway.intake", "gateway.clips"),
     ("gateway.intake", "gateway.likeness"),
     ("gateway.preflight", "gateway.preflight_rules"),
     ("gateway.preflight_rules", "gateway.buckets"),

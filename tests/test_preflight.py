@@ -156,7 +156,15 @@ CASES: list[tuple[str, list[DatasetFile], dict[str, Any], str, tuple[str, ...], 
     ),
     ("epoch_unfinished", make_many(9), {"steps": 5}, "warning", (), "at least 9"),
     ("many_epochs", make_many(9), {"steps": 9 * 401}, "warning", (), "3600"),
-    ("video_unchecked", make_many(9), {"asset": "video"}, "warning", tuple(f"p0{n}.png" for n in range(9)), "plays"),
+    ("clip_length_unknown", make_many(9), {"asset": "video"}, "warning", tuple(f"p0{n}.png" for n in range(9)), "49 frames"),
+    (
+        "clip_too_short",
+        [file.model_copy(update={"frames": 48 + n}) for n, file in enumerate(make_many(5))],
+        {"asset": "video"},
+        "error",
+        ("p00.png",),
+        "at most 48",
+    ),
 ]
 
 

@@ -16,7 +16,7 @@ from trainer_worker.config import TrainingConfig
 from trainer_worker.dataset import write_dataset
 from trainer_worker.held import Held
 from trainer_worker.machine import measure
-from trainer_worker.plan import base_path_of, choose_trainer, find_base_fault, plan_training
+from trainer_worker.plan import DEFAULT_VIDEO_FRAMES, base_path_of, choose_trainer, find_base_fault, plan_training
 from trainer_worker.process import Limits
 from trainer_worker.progress import TrainerEvent
 from trainer_worker.publish import publish
@@ -57,6 +57,7 @@ async def load_dataset(held: Held) -> Dataset:
         repeats=int(asked["repeats"]),
         trigger_word=str(asked.get("trigger_word") or "") or dataset.trigger_word,
         caption_template=dataset.caption_template,
+        video_frames=int(asked.get("video_frames") or DEFAULT_VIDEO_FRAMES),
         asset=dataset.asset,
     )
     if not report.ok:

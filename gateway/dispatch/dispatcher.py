@@ -66,7 +66,12 @@ class Dispatcher:
         self._executions: dict[str, Execution] = {}
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
         self._measured: dict[tuple[str, str], list[int]] = {}
-        self._lora_disk = LoraDisk(settings.lora_dir, storage, settings.lora_dir_max_bytes) if settings.lora_dir else None
+        self._lora_disk = (
+            LoraDisk(settings.lora_dir, storage, settings.lora_dir_max_bytes, settings.lora_dir_min_free_bytes)
+            if settings.lora_dir
+            else None
+        )
+        self._placed_loras: set[str] = set()  # since they were last told of
         self._interrupted: list[Claim] = []
         self._line: list[str] = []  # ids as of the last look
         self._line_due = 0.0
@@ -83,8 +88,7 @@ class Dispatcher:
                 group.create_task(self._roster.follow(group))
                 group.create_task(self._keep_leases(group))
                 group.create_task(self._place_for_ever(group))
-                if self._lora_disk is not None:
-                    group.create_task(self._roster.bring_loras(self._lora_disk))
+                group.create_task(self._roster.bring_loras(self._lora_disk, self._list_loras_in_use))
         finally:
             await self._give_leases_back()
 
@@ -188,8 +192,16 @@ class Dispatcher:
             await asyncio.sleep(CONTENTION_S)
             self._wake.set()
             return
+        self._placed_loras |= candidate.lora_files
         claim.job = claim.job.model_copy(update={"warm": warm})
         self._start(group, claim, resumed=False)
+
+    def _list_loras_in_use(self) -> set[str]:
+        """Files that jobs wait for, run with, or were placed with since the last call."""
+        placed, self._placed_loras = self._placed_loras, set()
+        waiting = (candidate.lora_files for candidate in self._candidates.values())
+        running = ({lora.file for lora in execution.claim.job.spec.loras} for execution in self._executions.values())
+        return placed.union(*waiting, *running)
 
     async def _look_ahead(self) -> list[Candidate]:
         """The next in line, as of a look at Redis that is recent enough. What came since then is known from the feed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Set
 from contextlib import suppress
 
 import aiohttp
@@ -14,6 +14,7 @@ from gateway.dispatch.lora_disk import LoraDisk
 from gateway.errors import InstanceError, RedisUnavailable
 from gateway.gpu import GpuLease
 from gateway.instances import FleetRegistry, InstanceRegistry, Member, instance_id
+from gateway.jobs.model import now_ms
 from gateway.jobs.store import JobStore
 from gateway.loras import LoraRegistry
 from gateway.settings import Settings
@@ -69,10 +70,13 @@ class Roster:
             return None
         return wanted.keys()
 
-    async def bring_loras(self, disk: LoraDisk) -> None:
+    async def bring_loras(self, disk: LoraDisk | None, list_in_use: Callable[[], set[str]]) -> None:
+        """For ever: tell every dispatcher which LoRAs are in use here, and keep this one's folder."""
         while True:
             try:
-                await disk.bring(await self._loras.published())
+                await self._loras.touch(list_in_use(), now_ms())
+                if disk is not None:
+                    await disk.bring(await self._loras.published(), await self._loras.used(), now_ms())
             except (RedisUnavailable, OSError) as error:
                 log.warning("LoRAs not brought", extra={"error": str(error)})
             await asyncio.sleep(FLEET_S)

@@ -118,8 +118,11 @@ def _plan(
     repeats: Annotated[int, Query(ge=0, le=1000, description="Further looks at each file in an epoch.")] = 0,
     steps: Annotated[int | None, Query(ge=1, le=1_000_000)] = None,
     trigger_word: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
+    video_frames: Annotated[int, Query(ge=5, le=1025, description="Frames taken of each clip.")] = 49,
 ) -> Plan:
-    return Plan(resolution=resolution, batch_size=batch_size, repeats=repeats, steps=steps, trigger_word=trigger_word)
+    return Plan(
+        resolution=resolution, batch_size=batch_size, repeats=repeats, steps=steps, trigger_word=trigger_word, video_frames=video_frames
+    )
 
 
 PlanQuery = Annotated[Plan, Depends(_plan)]

@@ -36,6 +36,7 @@ class Studio:
     engine: Engine
     training_dir: Path
     dataset: str
+    redis_url: str
 
     def train(self, **changes: object) -> dict[str, Any]:
         asked = {"name": "thing", "dataset": self.dataset, "trigger_word": "TOK", "steps": 6, "rank": 4, "learning_rate": 0.003}
@@ -145,4 +146,4 @@ def running_studio(redis_url: str, s3: S3Server, folder: Path, **changes: str) -
     with running(engine, gateway, worker), httpx.Client(base_url=gateway.url, timeout=PATIENCE_S) as http:
         files = {"files": ("pictures.zip", zip_pictures(5), "application/zip")}
         dataset = http.post("/v1/datasets", data={"name": "things", "trigger_word": "TOK"}, files=files).json()
-        yield Studio(http, worker, engine, folder / "training", dataset["id"])
+        yield Studio(http, worker, engine, folder / "training", dataset["id"], redis_url)

@@ -10,15 +10,20 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from local.services import S3Server
+from tests.journeys.api import wait_until
 from tests.journeys.studio import ENDED, PATIENCE_S, Studio, running_studio
 from tests.webhook_receiver import Receiver
+
+# Two LoRAs have room in the instance's folder.
+SETTINGS = {"TRAINER": "tiny", "SHARED_GPU": "the-only-one", "LORA_DIR_MAX_BYTES": "400000", "LORA_DIR_MIN_FREE_BYTES": "0"}
 
 
 @pytest.fixture(scope="module")
 def studio(redis_server: str, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    with running_studio(redis_server, s3_server, tmp_path_factory.mktemp("studio"), TRAINER="tiny", SHARED_GPU="the-only-one") as running:
+    with running_studio(redis_server, s3_server, tmp_path_factory.mktemp("studio"), **SETTINGS) as running:
         yield running
 
 
@@ -124,3 +129,17 @@ def test_what_would_fail_late_is_refused(studio: Studio, changes: dict[str, Any]
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, code), error
     assert word in error["message"] or word in json.dumps(error["details"])
+
+
+def test_a_lora_that_was_taken_away_comes_back_before_the_job_that_needs_it(studio: Studio) -> None:
+    """Two of those that were trained above have room."""
+    folder = studio.engine.base_dir / "models" / "loras"
+    published = [lora["file"] for lora in studio.http.get("/v1/loras").json()["data"] if lora["training"]]
+    assert len(published) >= 3
+    with redis.Redis.from_url(studio.redis_url) as connection:
+        # As if nobody had used them for long.
+        connection.hset("fluxgate:lora_used", mapping=dict.fromkeys(published, 1))
+    wait_until(lambda: sum((folder / file).exists() for file in published) <= 2, "no more than two are left")
+    gone = next(file for file in published if not (folder / file).exists())
+    assert studio.generate(1.0, lora=gone) != studio.generate(0.0, lora=gone)
+    assert (folder / gone).exists()
