@@ -19,6 +19,7 @@ from gateway.routes import (
     events,
     generations,
     health,
+    images,
     instances,
     sockets,
     trainings,
@@ -51,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(uploads.router)
     app.include_router(webhooks.router)
     app.include_router(instances.router)
+    app.include_router(images.router)
     app.include_router(comfy_jobs.router)
     app.include_router(comfy_assets.router)
     app.include_router(health.router)

@@ -12,6 +12,7 @@ FluxgateError
 │   ├── UrlRefused             a URL leads where the gateway does not go
 │   └── UrlFailed              a URL did not give what was asked for
 ├── TooManyRequests       429  with Retry-After
+├── JobFailed             500  a request that waited for its job cannot have pictures; the job says why
 ├── NoInstance            503  no instance can serve it; names what is missing
 └── Unavailable           503  a part the gateway stands on is out of reach
     ├── RedisUnavailable
@@ -109,6 +110,10 @@ class UrlFailed(Unprocessable):
 class TooManyRequests(FluxgateError):
     status = 429
     code = "too_many_requests"
+
+
+class JobFailed(FluxgateError):
+    code = "job_failed"
 
 
 class NoInstance(FluxgateError):

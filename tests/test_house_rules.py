@@ -65,6 +65,7 @@ LAYERS = {
     "gateway.curation": 3,
     "gateway.dispatch": 3,
     "gateway.obstacles": 3,
+    "gateway.openai_images": 3,
     "gateway.presentation": 3,
     "gateway.raw_admission": 3,
     "gateway.reuse": 3,
@@ -105,6 +106,7 @@ FRIENDS = (
     ("gateway.dispatch", "gateway.dispatch"),
     ("gateway.training", "gateway.webhooks"),
     ("gateway.webhooks", "gateway.presentation"),
+    ("gateway.openai_images", "gateway.bodies"),
     ("gateway.raw_admission", "gateway.admission"),
     ("gateway.routes", "gateway.routes.deps"),
 )

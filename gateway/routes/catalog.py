@@ -68,6 +68,8 @@ async def list_models(runtime: Runtime) -> dict[str, Any]:
             {
                 "id": model.name,
                 "object": "model",
+                "created": 0,
+                "owned_by": model.source,
                 **model.model_dump(exclude={"name"}, mode="json"),
                 "default": model.name == runtime.settings.default_base_model,
                 "ready_on": sorted(ready),

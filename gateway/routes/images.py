@@ -1,0 +1,119 @@
+"""`/v1/images`: OpenAI's image routes, for its clients. The jobs behind them are generations like any other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from fastapi.responses import JSONResponse
+
+from gateway.admission import Wish
+from gateway.auth import Caller
+from gateway.bodies import read_idempotency_key
+from gateway.dialects import describe_openai
+from gateway.errors import FluxgateError
+from gateway.jobs.model import TERMINAL, Event, EventKind, Job, Progress
+from gateway.openai_images import (
+    ImageEvents,
+    ImageRequest,
+    frame_error,
+    present_images,
+    read_metadata,
+    read_model,
+    read_parameters,
+    require_success,
+)
+from gateway.routes.deps import CurrentCaller, Runtime
+from gateway.runtime import Runtime as RuntimeState
+from gateway.streams import EventStream
+from gateway.waiting import wait_until_ended
+
+router = APIRouter(prefix="/v1/images", tags=["openai images"])
+
+# What the clients themselves wait for.
+HOLD_S = 600.0
+
+IdempotencyHeader = Annotated[str | None, Header(description="The same key and body again run nothing and get the first job's pictures.")]
+
+
+@router.post("/generations", response_class=JSONResponse)
+async def create_images(
+    request: ImageRequest, runtime: Runtime, caller: CurrentCaller, idempotency_key: IdempotencyHeader = None
+) -> Response:
+    """Pictures from a text, when they are done. The job goes on when the client does not wait: `GET /v1/generations` lists it."""
+    job = await _admit(request, runtime, caller, idempotency_key, {})
+    return await _answer("image_generation", request, runtime, job)
+
+
+async def _admit(
+    request: ImageRequest, runtime: RuntimeState, caller: Caller, idempotency_key: str | None, pictures: dict[str, Any]
+) -> Job:
+    model = read_model(request.model, runtime.catalog, runtime.admission.workflow(None))
+    parameters = read_parameters(request, model, runtime.settings) | pictures
+    wish = Wish(model.workflow.name, parameters, metadata=read_metadata(request))
+    body = [request.model_dump(), sorted(pictures.items())]
+    key = None if idempotency_key is None else read_idempotency_key(caller, idempotency_key, "openai-images", body)
+    return (await runtime.admission.admit(wish, caller, key))[0]
+
+
+async def _answer(family: str, request: ImageRequest, runtime: RuntimeState, job: Job) -> Response:
+    if request.stream:
+        return EventStream(_stream(ImageEvents(family, request), runtime, job))
+    ended = require_success(await wait_until_ended(runtime.store, runtime.feed, job, HOLD_S))
+    bodies = {} if request.response_format == "url" else await _read_pictures(runtime, ended)
+    return JSONResponse(present_images(request, ended, bodies, runtime.storage), headers={"X-Generation-Id": job.id})
+
+
+async def _read_pictures(runtime: RuntimeState, job: Job) -> dict[int, bytes]:
+    bodies = await asyncio.gather(*(runtime.storage.get(output.key) for output in job.outputs))
+    return {output.index: body for output, body in zip(job.outputs, bodies, strict=True)}
+
+
+async def _stream(events: ImageEvents, runtime: RuntimeState, job: Job) -> AsyncGenerator[bytes, None]:
+    runtime.metrics.streams.inc()
+    try:
+        ended = job if job.is_terminal else None
+        batches = runtime.feed.follow_batches(job.id, previews=True, idle_s=runtime.settings.heartbeat_s)
+        async with aclosing(batches):
+            # Without a further batch this process goes away; the job does not.
+            while ended is None and (batch := await anext(batches, None)) is not None:
+                ended = next((_read_job(event) for event in batch if _is_end(event)), None)
+                if not batch:
+                    yield b": still here\n\n"
+                    if await runtime.store.load(job.id) is None:
+                        break
+                elif told := b"".join(_translate(events, job, event) for event in batch):
+                    yield told
+        yield await _conclude(events, runtime, ended or job)
+    finally:
+        runtime.metrics.streams.dec()
+
+
+def _is_end(event: Event) -> bool:
+    return event.kind == EventKind.STATUS and event.status in TERMINAL
+
+
+def _read_job(event: Event) -> Job:
+    return Job.model_validate_json(event.data)
+
+
+def _translate(events: ImageEvents, job: Job, event: Event) -> bytes:
+    if event.kind == EventKind.PROGRESS:
+        events.note_progress(Progress.model_validate_json(event.data).value)
+    if event.kind != EventKind.PREVIEW:
+        return b""
+    parameters = job.spec.parameters
+    return events.partial(event.data, job.spec.created_ms, f"{parameters.get('width')}x{parameters.get('height')}")
+
+
+async def _conclude(events: ImageEvents, runtime: RuntimeState, job: Job) -> bytes:
+    """The pictures, or why there are none."""
+    try:
+        bodies = await _read_pictures(runtime, require_success(job))
+    except FluxgateError as error:
+        return frame_error(describe_openai(error))
+    ended_ms = job.finished_ms or job.spec.created_ms
+    return b"".join(events.completed(output, bodies[output.index], ended_ms) for output in job.outputs)
