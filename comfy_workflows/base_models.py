@@ -16,6 +16,7 @@ class BaseModelInfo(BaseModel):
     name: str = Field(min_length=1)
     title: str
     family: str = Field(min_length=1, description="LoRAs fit every base model of their family and no other")
+    lora_families: tuple[str, ...] = Field(default=(), description="further families whose LoRAs fit this one")
     files: dict[str, str] = Field(min_length=1)
     size_bytes: int = Field(gt=0, description="all files together")
     source: str = Field(description="where the files come from: a Hugging Face repository or a URL")

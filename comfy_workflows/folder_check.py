@@ -4,7 +4,7 @@ A model file that an instance lacks is a note and not a fault: the folder is rig
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def _list_requests(workflow: Workflow) -> Iterator[tuple[str, dict[str, Any], in
 def _render_request(workflow: Workflow, params: Mapping[str, Any], lora_count: int) -> Graph:
     default = next(iter(workflow.fitting_base_models() or workflow.base_models), "")
     filled = workflow.fill(params, default_base_model=default, draw_seed=lambda: 0)
+    filled = replace(filled, values={**filled.values, **{image.name: f"{image.name}.png" for image in workflow.images}})
     file = workflow.graph[workflow.lora_node_id]["inputs"].get("lora_name", "") if workflow.lora_node_id else ""
     return render(workflow, filled, job_id="check", loras=[LoraFile(f"lora-{number}", file, 1.0) for number in range(lora_count)])
 

@@ -1,6 +1,7 @@
 """One public parameter as `bindings.toml` declares it: its type, its limits, their words. Knows no graph and no node."""
 
 import keyword
+import re
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -25,7 +26,7 @@ from comfy_workflows.expressions import is_expression
 
 # ComfyUI takes seeds up to 2**64 - 1; half of it also fits the signed 64 bits of databases and of numpy's seeds.
 MAX_SEED = 2**63 - 1
-ParameterType = Literal["string", "integer", "number", "boolean", "choice", "seed"]
+ParameterType = Literal["string", "integer", "number", "boolean", "choice", "seed", "image"]
 # The limits that each type may declare.
 LIMITS: dict[str, frozenset[str]] = {
     "string": frozenset({"min_length", "max_length"}),
@@ -34,7 +35,12 @@ LIMITS: dict[str, frozenset[str]] = {
     "choice": frozenset({"choices"}),
     "boolean": frozenset(),
     "seed": frozenset(),
+    "image": frozenset({"max_pixels", "multiple_of", "mask_of"}),
 }
+# How a request names a picture. What is behind it is looked at by whoever fetches it.
+PICTURE_PATTERN = r"^([A-Za-z0-9_.\-]{1,100}|https?://[^\s]+|data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+)$"
+_PICTURE_START = re.compile(r"[A-Za-z0-9_.\-]{1,100}\Z|https?://|data:image/(?:png|jpeg|webp);base64,")
+MAX_URL_LENGTH = 4096
 # What a request or a binding already means by these names.
 RESERVED_NAMES = frozenset(
     {
@@ -60,6 +66,10 @@ class Parameter(BaseModel):
 
     A string default with `{{ }}` is an expression over `base_model`. `consumer` says who uses the value: a node of the
     graph through a binding, or the gateway after the graph has run.
+
+    An `image` is scaled down to `max_pixels` and cut to sides that are a `multiple_of`; its value in an expression is the name of
+    the file that ComfyUI gets. `mask_of` names the picture it is a mask of: white is where that shall change. It has that picture's
+    size and limits, is made from its own transparency where it has any, and, when absent, from that picture's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,19 +84,25 @@ class Parameter(BaseModel):
     choices: tuple[str, ...] = ()
     min_length: int | None = Field(default=None, ge=0)
     max_length: int | None = Field(default=None, ge=0)
+    max_pixels: int | None = Field(default=None, ge=64 * 64)
+    mask_of: str | None = None
     consumer: Literal["graph", "gateway"] = "graph"
 
     @model_validator(mode="after")
     def _check_declaration(self) -> Self:
         if self.name in RESERVED_NAMES or keyword.iskeyword(self.name) or hasattr(BaseModel, self.name):
             raise ValueError(f"the name {self.name!r} is reserved")
-        limits = {"minimum", "maximum", "multiple_of", "choices", "min_length", "max_length"} & self.model_fields_set
+        limits = frozenset().union(*LIMITS.values()) & self.model_fields_set
         if extra := sorted(limits - LIMITS[self.type]):
             raise ValueError(f"a {self.type} has no {', '.join(extra)}; it may have {', '.join(sorted(LIMITS[self.type])) or 'no limits'}")
         if self.type == "choice" and not self.choices:
             raise ValueError("a choice needs choices = [...]")
         if self.type == "seed" and self.default is not None:
             raise ValueError("a seed has no default: it is drawn when absent or -1")
+        if self.type == "image" and (self.default is not None or self.consumer == "gateway"):
+            raise ValueError("an image has no default, and is the graph's")
+        if self.mask_of is not None and {"max_pixels", "multiple_of"} & self.model_fields_set:
+            raise ValueError("a mask has the limits of its picture, and none of its own")
         if self.default is not None and not is_expression(self.default):
             self.validate_value(self.default)
         return self
@@ -100,7 +116,7 @@ class Parameter(BaseModel):
 
     @property
     def is_required(self) -> bool:
-        return self.default is None and self.type != "seed"
+        return self.default is None and self.type != "seed" and self.mask_of is None
 
     def describe(self) -> str | list[str]:
         """What is allowed, in words; for a choice the list itself."""
@@ -111,6 +127,8 @@ class Parameter(BaseModel):
                 return "true or false"
             case "seed":
                 return f"an integer from 0 to {MAX_SEED}, or -1 to draw one"
+            case "image":
+                return "an upload's id, an https URL, or a data URL (data:image/png;base64,...; png, jpeg or webp)"
             case "string":
                 length = _describe_range(self.min_length, self.max_length)
                 return f"text{f' of {length} characters' if length else ''} without NUL or unpaired surrogates"
@@ -151,6 +169,12 @@ def _refuse_other_choices(value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def _refuse_other_pictures(value: str) -> str:
+    if not _PICTURE_START.match(value) or (len(value) > MAX_URL_LENGTH and not value.startswith("data:")):
+        raise PydanticCustomError("picture", "names no picture")
+    return refuse_unsafe_text(value)
+
+
 def annotate(parameter: Parameter) -> Any:
     match parameter.type:
         case "string":
@@ -164,6 +188,10 @@ def annotate(parameter: Parameter) -> Any:
             return StrictBool
         case "seed":
             return Annotated[StrictInt, Field(ge=-1, le=MAX_SEED)]
+        case "image":
+            return Annotated[
+                StrictStr, AfterValidator(_refuse_other_pictures), WithJsonSchema({"type": "string", "pattern": PICTURE_PATTERN})
+            ]
     schema = WithJsonSchema({"type": "string", "enum": list(parameter.choices)})
     return Annotated[StrictStr, AfterValidator(partial(_refuse_other_choices, choices=parameter.choices)), schema]
 

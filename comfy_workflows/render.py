@@ -43,6 +43,6 @@ def render(workflow: Workflow, filled: Filled, *, job_id: str, loras: Sequence[L
 
 def _require_family(lora: LoraFile, filled: Filled) -> None:
     family = filled.base_model.family
-    if lora.family is not None and lora.family != family:
+    if lora.family is not None and lora.family not in (family, *filled.base_model.lora_families):
         hint = f"choose a base model of family {lora.family!r}, or a LoRA trained for {family!r}"
         raise FamilyMismatch("LoRA", lora.name, lora.family, wanted_by=f"base model {filled.base_model.name!r}", wanted=[family], hint=hint)

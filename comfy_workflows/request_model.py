@@ -126,7 +126,7 @@ def _make_field(parameter: Parameter, example: Mapping[str, Any]) -> Any:
     examples = [example[parameter.name]] if parameter.name in example else None
     if parameter.is_required:
         return Field(description=parameter.help, examples=examples)
-    if parameter.type == "seed" or is_expression(parameter.default):
+    if parameter.default is None or is_expression(parameter.default):
         # A factory keeps the field optional without writing a default into the schema: the true one is not known yet.
         return Field(default_factory=lambda: None, description=parameter.help, examples=examples)
     return Field(default=parameter.default, description=parameter.help, examples=examples)

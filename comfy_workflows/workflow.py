@@ -30,7 +30,10 @@ EXPORT_HINT = (
 
 @dataclass(frozen=True)
 class Filled:
-    """A request with nothing left open: every parameter has its value, the seed is drawn. `values` is JSON-able."""
+    """A request with nothing left open: every parameter has its value, the seed is drawn. `values` is JSON-able.
+
+    Pictures are as the request names them, None for a mask it left out: `render` wants the names of their files instead.
+    """
 
     workflow: str
     base_model: BaseModelInfo
@@ -61,6 +64,12 @@ class Workflow:
     max_loras: int = MAX_LORAS
 
     @cached_property
+    def images(self) -> tuple[Parameter, ...]:
+        """The parameters that are pictures, masks behind the pictures they are of."""
+        found = [parameter for parameter in self.parameters.values() if parameter.type == "image"]
+        return tuple(sorted(found, key=lambda parameter: parameter.mask_of is not None))
+
+    @cached_property
     def _schema(self) -> dict[str, Any]:
         return self.request_model.model_json_schema()
 
@@ -88,7 +97,7 @@ class Workflow:
         for name, parameter in self.parameters.items():
             if parameter.type == "seed" and values.get(name, -1) == -1:
                 values[name] = draw_seed()
-        return Filled(self.name, base_model, {name: values[name] for name in self.parameters}, loras)
+        return Filled(self.name, base_model, {name: values.get(name) for name in self.parameters}, loras)
 
     def _choose_base_model(self, name: str) -> BaseModelInfo:
         # A workflow that loads no base model runs under the deployment's default, whatever its family.
@@ -205,6 +214,10 @@ def _read_parameters(workflow: str, file: _BindingFile) -> dict[str, Parameter]:
             parameters[name] = Parameter.model_validate({**table, "name": name})
         except ValidationError as error:
             problems += _describe_faults(f"parameters.{name}.", error)
+    for name, parameter in parameters.items():
+        of = parameters.get(parameter.mask_of or "")
+        if parameter.mask_of is not None and (of is None or of.type != "image" or of.mask_of is not None):
+            problems.append(f"bindings.toml: parameters.{name}.mask_of: {parameter.mask_of!r} is no picture among the parameters")
     if problems:
         raise BrokenWorkflow(workflow, problems)
     return parameters

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from comfy_workflows.catalog import Catalog
@@ -16,6 +17,7 @@ from comfy_workflows.workflow import Filled, Workflow
 from gateway.auth import Caller
 from gateway.dispatch.fleet import missing
 from gateway.errors import FluxgateError, NoInstance, NotFound, Unprocessable
+from gateway.inputs import Brought, Inputs
 from gateway.instances import InstanceRegistry
 from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, Webhook, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
@@ -54,8 +56,11 @@ def translate_workflow_error(error: WorkflowError) -> FluxgateError:
     return kind(error.message, code=error.code, hint=error.hint, details=error.details)
 
 
-def needs_of(graph: Graph) -> Needs:
-    """Node classes, and every text input: those that are combos on an instance must be among its choices."""
+def needs_of(graph: Graph, brought: Collection[str] = ()) -> Needs:
+    """Node classes, and every text input: those that are combos on an instance must be among its choices.
+
+    Files that are `brought` along are not: no instance lists them beforehand.
+    """
     classes = sorted({str(node["class_type"]) for node in graph.values()})
     choices = sorted(
         {
@@ -63,7 +68,7 @@ def needs_of(graph: Graph) -> Needs:
             for node in graph.values()
             for name, value in node["inputs"].items()
             # File names and choices are short and on one line; prompts need not travel with every candidate.
-            if isinstance(value, str) and len(value) <= 255 and "\n" not in value
+            if isinstance(value, str) and len(value) <= 255 and "\n" not in value and value not in brought
         }
     )
     return Needs(classes=tuple(classes), choices=tuple(choices))
@@ -73,10 +78,17 @@ class Admission:
     """Turns wishes into jobs. Raises Unprocessable, NotFound, NoInstance; nothing is stored when it does."""
 
     def __init__(
-        self, settings: Settings, catalog: Catalog, store: JobStore, storage: Storage, loras: LoraRegistry, registry: InstanceRegistry
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        store: JobStore,
+        storage: Storage,
+        inputs: Inputs,
+        loras: LoraRegistry,
+        registry: InstanceRegistry,
     ) -> None:
         self._settings, self._catalog, self._store, self._storage = settings, catalog, store, storage
-        self._loras, self._registry = loras, registry
+        self._inputs, self._loras, self._registry = inputs, loras, registry
 
     def workflow(self, name: str | None) -> Workflow:
         try:
@@ -105,15 +117,22 @@ class Admission:
             else:
                 job, admitted = answered, await self._store.create_finished(answered, graph, key=key)
         if admitted.job_id == job.id:
+            await self._inputs.keep(spec)
             return job, False
         return await self._store.load(admitted.job_id) or job, True
 
     def _with_cache_key(self, spec: JobSpec, wish: Wish, graph: bytes) -> JobSpec:
-        """Two jobs of one caller with this key would make the same bytes: same graph but for the job's id, same stored form."""
+        """Two jobs of one caller with this key would make the same bytes.
+
+        Same graph but for the job's id and its inputs' random names, for which their content stands; same stored form.
+        """
         if wish.cache == "off" or not self._settings.cache_ttl_s:
             return spec
         form = json.dumps([spec.caller, spec.parameters.get("output_format"), spec.parameters.get("quality")])
-        digest = hashlib.sha256(graph.replace(spec.id.encode(), b"") + form.encode()).hexdigest()
+        graph = graph.replace(spec.id.encode(), b"")
+        for given in spec.inputs:
+            graph = graph.replace(given.file.encode(), given.sha256.encode())
+        digest = hashlib.sha256(graph + form.encode()).hexdigest()
         return spec.model_copy(update={"cache_key": digest})
 
     async def prepare(self, wish: Wish, caller: Caller) -> Rendered:
@@ -127,15 +146,24 @@ class Admission:
                 LoraFile(name=lora.name, file=lora.file, weight=asked.weight, family=lora.family)
                 for lora, asked in zip(loras, filled.loras, strict=True)
             ]
-            graph = render(workflow, filled, job_id=job_id, loras=files)
+            brought = await self._inputs.bring(caller.id, workflow.images, filled.values)
+            graph = render(workflow, replace(filled, values=filled.values | brought.files), job_id=job_id, loras=files)
         except UnknownBaseModel as error:
             raise Unprocessable(error.message, code=error.code, hint=error.hint, details=error.details) from error
         except WorkflowError as error:
             raise translate_workflow_error(error) from error
-        return Rendered(self._spec(wish, caller, workflow, filled, loras, graph, job_id), graph, tuple(loras))
+        return Rendered(self._spec(wish, caller, workflow, filled, loras, brought, graph, job_id), graph, tuple(loras))
 
     def _spec(
-        self, wish: Wish, caller: Caller, workflow: Workflow, filled: Filled, loras: list[Lora], graph: Graph, job_id: str
+        self,
+        wish: Wish,
+        caller: Caller,
+        workflow: Workflow,
+        filled: Filled,
+        loras: list[Lora],
+        brought: Brought,
+        graph: Graph,
+        job_id: str,
     ) -> JobSpec:
         uses = tuple(LoraUse(name=lora.name, file=lora.file, weight=asked.weight) for lora, asked in zip(loras, filled.loras, strict=True))
         return JobSpec(
@@ -144,10 +172,11 @@ class Admission:
             workflow=workflow.name,
             workflow_version=workflow.version,
             base_model=filled.base_model.name,
-            parameters=filled.values,
+            parameters=filled.values | brought.shown,
             seed=int(filled.values.get("seed", 0)),
             loras=uses,
-            needs=needs_of(graph),
+            inputs=brought.inputs,
+            needs=needs_of(graph, [given.file for given in brought.inputs]),
             priority=wish.priority,
             metadata=wish.metadata or {},
             webhook=wish.webhook,

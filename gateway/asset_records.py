@@ -8,6 +8,7 @@ Keys (all begin with `fluxgate:`):
   assets            every asset by expires_ms
   blobs:{caller}    hash: `sha256:...` and `blake3:...` -> key, of bytes that were verified
   blob:{key}        set: the assets that stand on this object; when the last one goes, so does the object
+  made:{caller}:{}  what was made of an asset: an unlisted one
   garbage           objects to delete by when that is due; noted before they are written, so that a crash leaves none behind
 """
 
@@ -175,6 +176,16 @@ class AssetRecords:
         for asset_id in due:
             await self._remove(args=[asset_id.decode(), "", now_ms(), 1])
         return len(due)
+
+    @translate_redis
+    async def find_made(self, caller: str, how: str) -> Asset | None:
+        """What was made of one of the caller's assets before; `how` names the source's sha256 and what was done."""
+        asset_id = await self._redis.get(f"fluxgate:made:{caller}:{how}")
+        return await self.load(asset_id.decode()) if asset_id else None
+
+    @translate_redis
+    async def note_made(self, caller: str, how: str, asset: Asset) -> None:
+        await self._redis.set(f"fluxgate:made:{caller}:{how}", asset.id, pxat=asset.expires_ms)
 
     @translate_redis
     async def note_garbage(self, key: str, due_ms: int) -> None:

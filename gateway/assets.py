@@ -101,9 +101,10 @@ def clean_type(content_type: str) -> str:
     return plain
 
 
-def absent(asset_id: str) -> NotFound:
+def absent(asset_id: str, parameter: str = "id") -> NotFound:
     """Somebody else's asset is as absent as one that never was."""
-    return NotFound(f"There is no upload {asset_id[:100]!r}.", code="asset_not_found", details={"parameter": "id", "value": asset_id[:100]})
+    details = {"parameter": parameter, "value": asset_id[:100]}
+    return NotFound(f"There is no upload {asset_id[:100]!r}.", code="asset_not_found", details=details)
 
 
 class AssetStore:
@@ -244,6 +245,23 @@ class AssetStore:
         """The bytes of an asset that is ready."""
         return await self._storage.get(asset.key)
 
+    async def find_made(self, caller: str, how: str) -> Asset | None:
+        """What was made in this way before, kept for another while; None: it is to be made."""
+        found = await self._records.find_made(caller, how)
+        if found is not None:
+            await self.keep(found.id, self._ttl_ms)
+        return found
+
+    async def put_made(self, caller: str, how: str, content: bytes, content_type: str) -> Asset:
+        """Keep what was made of an asset: unlisted, and found again by `how`."""
+        asset = await self.put_file(caller, io.BytesIO(content), content_type, is_listed=False)
+        await self._records.note_made(caller, how, asset)
+        return asset
+
+    async def keep(self, asset_id: str, for_ms: int) -> None:
+        """Do not let an asset go for as long as that."""
+        await self._records.touch(asset_id, now_ms() + for_ms)
+
     async def find(self, caller: str, *, sha256: str | None = None, blake3: str | None = None, name: str | None = None) -> Asset | None:
         """One of the caller's assets with these verified bytes, of this name if there is one; None when he has none."""
         digest = f"sha256:{sha256}" if sha256 is not None else f"blake3:{blake3}"
@@ -251,7 +269,7 @@ class AssetStore:
         found: Asset | None = None
         for asset_id in await self._records.ids_on(key) if key else []:
             asset = await self._records.load(asset_id)
-            if asset is not None and asset.status == "ready":
+            if asset is not None and asset.status == "ready" and asset.is_listed:
                 if name is None or asset.name == name:
                     return asset
                 found = found or asset

@@ -113,6 +113,10 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
 
 
+# Requests whose JSON may carry pictures as data URLs.
+_TAKES_PICTURES = re.compile(r"/v1/generations(/preview)?|/v1/workflows/[^/]+/generations|/v1/batches")
+
+
 def _is_upload(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     """Whether the body is files, which go to disk; every other body is held in memory."""
     return bool(scope["path"].startswith(("/v1/datasets", "/v1/uploads", "/api/v2/assets", "/v1/images/edits"))) and headers.get(
@@ -125,6 +129,7 @@ class EdgeMiddleware:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._max_body_bytes, self._max_upload_bytes = app, settings.max_body_bytes, settings.max_upload_bytes
+        self._max_picture_body_bytes = max(settings.max_body_bytes, settings.max_picture_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -146,7 +151,7 @@ class EdgeMiddleware:
 
         try:
             declared = headers.get(b"content-length", b"0")
-            allowed = self._max_upload_bytes if _is_upload(scope, headers) else self._max_body_bytes
+            allowed = self._most(scope, headers)
             if declared.isdigit() and int(declared) > allowed:
                 await _answer(self._too_large(allowed), scope["path"])(scope, receive, send_with_id)
             else:
@@ -164,6 +169,12 @@ class EdgeMiddleware:
         finally:
             self._record(scope, status, time.perf_counter() - started)
             request_id.reset(token)
+
+    def _most(self, scope: Scope, headers: dict[bytes, bytes]) -> int:
+        """Bytes the body may have."""
+        if _is_upload(scope, headers):
+            return self._max_upload_bytes
+        return self._max_picture_body_bytes if _TAKES_PICTURES.fullmatch(scope["path"]) else self._max_body_bytes
 
     def _too_large(self, allowed: int) -> PayloadTooLarge:
         return PayloadTooLarge(f"The body is larger than {allowed} bytes.", details={"allowed": allowed})

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import Image, ImageCms, ImageOps
 
@@ -16,6 +17,8 @@ from gateway.clips import MP4_CODECS, WEBM_CODECS, BrokenClip, read_mp4, read_we
 from gateway.dataset_records import Caption, Problem, error, warning
 from gateway.likeness import fingerprint
 from gateway.picture_bytes import is_plain_png, strip_jpeg, strip_png
+
+T = TypeVar("T")
 
 MIN_EDGE_PX = 64  # Flux aligns its buckets to 64
 MAX_PIXELS = 64_000_000
@@ -116,18 +119,22 @@ def read_picture(body: bytes, name: str) -> Media:
 
     Raises Refused.
     """
+    # The plugin says MPO for a JPEG with further pictures behind the first, as phones write them.
+    return decode(body, name, lambda image, kind: encode(normalise(image, name), body, kind if image.format != "MPO" else "mpo", name))
+
+
+def decode(body: bytes, name: str, use: Callable[[Image.Image, str], T]) -> T:
+    """What `use` makes of a still picture and its kind. Raises Refused, also for all that comes to light while its pixels are read."""
     kind = sniff(body[:64])
     if kind not in ("png", "jpeg", "webp"):
         seems = name_foreign(body[:64]) if kind is None else kind.upper()
         remedy = "Convert it to PNG, JPEG or WebP, or leave it out. A new name alone changes nothing: content decides."
         raise Refused("not_a_picture", name, f"{name} is {seems}; PNG, JPEG and WebP are taken.", remedy)
     try:
-        # The plugin says MPO for a JPEG with further pictures behind the first, as phones write them.
         with Image.open(io.BytesIO(body), formats=[kind.upper()]) as image:
             check_size(image, name)
             check_stillness(image, name)
-            pixels = normalise(image, name)
-            return encode(pixels, body, kind if image.format != "MPO" else "mpo", name)
+            return use(image, kind)
     except Refused:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -166,10 +173,7 @@ def normalise(image: Image.Image, name: str) -> _Pixels:
     profile = image.info.get("icc_profile")
     image.load()
     is_changed = image.mode != "RGB" or image.has_transparency_data or image.getexif().get(0x0112, 1) != 1
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        # 16 bits a pixel: Pillow's own conversion clips at 255 instead of scaling.
-        upright = upright.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    upright = set_upright(image)
     if upright.has_transparency_data:
         clear = upright.convert("RGBA")
         upright = Image.new("RGB", clear.size, "white")
@@ -177,6 +181,15 @@ def normalise(image: Image.Image, name: str) -> _Pixels:
     if isinstance(profile, bytes) and profile:
         return apply_profile(upright, profile, name, is_changed)
     return _Pixels(upright if upright.mode == "RGB" else upright.convert("RGB"), is_changed, ())
+
+
+def set_upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says, with at most 8 bits a channel."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        # 16 bits a pixel: Pillow's own conversion clips at 255 instead of scaling.
+        upright = upright.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    return upright
 
 
 def apply_profile(image: Image.Image, profile: bytes, name: str, is_changed: bool) -> _Pixels:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gateway.addresses import show_url
-from gateway.jobs.model import Event, EventKind, Job, Output
+from gateway.jobs.model import Event, EventKind, Job, JobInput, Output
 from gateway.storage import Storage
 
 
@@ -41,6 +41,18 @@ def present_webhook(job: Job) -> dict[str, Any]:
     return {"webhook": show_url(job.spec.webhook.url), "webhook_deliveries": tries}
 
 
+def present_input(given: JobInput, storage: Storage) -> dict[str, Any]:
+    """A picture that the job was given, as ComfyUI gets it, with a URL that is signed now."""
+    return {
+        "parameter": given.parameter,
+        "url": storage.sign(given.key),
+        "size_bytes": given.size_bytes,
+        "width": given.width,
+        "height": given.height,
+        "sha256": given.sha256,
+    }
+
+
 def present_job(
     job: Job,
     *,
@@ -64,6 +76,7 @@ def present_job(
         "parameters": spec.parameters,
         "seed": spec.seed,
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in spec.loras],
+        "inputs": [present_input(given, storage) for given in spec.inputs],
         "priority": spec.priority,
         "metadata": spec.metadata,
         **present_webhook(job),

@@ -27,6 +27,7 @@ from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import RedisUnavailable, StorageUnavailable
 from gateway.gpu import GpuLease
 from gateway.hub import HubAccess
+from gateway.inputs import Inputs
 from gateway.instances import FleetRegistry, InstanceRegistry
 from gateway.jobs.deliveries import DeliveryStore
 from gateway.jobs.events import BLOCK_MS, EventFeed
@@ -124,7 +125,8 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         feed, loras, registry, fleet = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
         datasets = DatasetStore(redis)
         assets = AssetStore(AssetRecords(redis), storage, ttl_s=settings.asset_ttl_s, url_ttl_s=settings.url_ttl_s)
-        admission = Admission(settings, catalog, store, storage, loras, registry)
+        inputs = Inputs(assets, outside, keep_s=settings.job_ttl_s)
+        admission = Admission(settings, catalog, store, storage, inputs, loras, registry)
         training_store = TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits)
         hub = HubAccess(settings.hf_endpoint, settings.hf_token)
         trainings = Trainings(settings, catalog, training_store, datasets, TrainerMachines(redis), hub)

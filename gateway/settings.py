@@ -133,7 +133,10 @@ class Settings(BaseSettings):
 
     job_ttl_s: int = Field(30 * 24 * 3600, ge=60, description="Seconds a finished job's record and events are kept.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body, refused before it is read.")
-    max_upload_bytes: int = Field(512 << 20, ge=1024, description="Largest upload of dataset files, refused before it is read.")
+    max_picture_body_bytes: int = Field(
+        16 << 20, ge=1024, description="Largest JSON body of a generation, which may carry pictures as data URLs."
+    )
+    max_upload_bytes: int = Field(512 << 20, ge=1024, description="Largest upload of files, refused before it is read.")
     max_asset_bytes: int = Field(2 << 30, ge=1024, le=5 << 30, description="Largest file that may be sent straight to S3.")
     asset_ttl_s: int = Field(24 * 3600, ge=60, description="Seconds an upload is kept after it was made or last used.")
     allow_private_urls: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -18,9 +18,11 @@ FLUX = PACKAGE_FOLDER / "flux"
 def test_the_package_ships_flux_and_its_base_models() -> None:
     catalog = Catalog.load()
     flux = catalog.get("flux")
-    assert catalog.names() == ["flux"]
+    assert catalog.names() == ["flux", "flux-fill", "flux-img2img"]
     assert (flux.families, flux.lora_node, flux.max_loras) == (("flux1", "tinyflux"), "LoRA", 8)
-    assert flux.fitting_base_models() == sorted(catalog.base_models) == ["flux1-dev", "flux1-dev-fp8", "flux1-schnell", "tinyflux"]
+    assert flux.fitting_base_models() == ["flux1-dev", "flux1-dev-fp8", "flux1-schnell", "tinyflux"]
+    assert catalog.get("flux-img2img").fitting_base_models() == flux.fitting_base_models()
+    assert catalog.get("flux-fill").fitting_base_models() == sorted(catalog.base_models)
     assert flux.version == hashlib.sha256((FLUX / "graph.json").read_bytes() + (FLUX / "bindings.toml").read_bytes()).hexdigest()[:12]
     assert {name for name, parameter in flux.parameters.items() if parameter.consumer == "gateway"} == {"output_format", "quality"}
     dev = catalog.base_model("flux1-dev")
@@ -32,12 +34,15 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
     catalog = Catalog.load()
     with pytest.raises(UnknownWorkflow) as workflow:
         catalog.get("flx")
-    assert (workflow.value.code, workflow.value.details) == ("workflow_not_found", {"value": "flx", "allowed": ["flux"], "nearest": "flux"})
+    assert (workflow.value.code, workflow.value.details) == (
+        "workflow_not_found",
+        {"value": "flx", "allowed": ["flux", "flux-fill", "flux-img2img"], "nearest": "flux"},
+    )
     assert workflow.value.hint == "did you mean 'flux'?"
     with pytest.raises(UnknownBaseModel) as base_model:
         catalog.base_model("zzz")
     assert (base_model.value.code, base_model.value.details["nearest"]) == ("base_model_not_found", None)
-    assert base_model.value.hint == "known: flux1-dev, flux1-dev-fp8, flux1-schnell, tinyflux"
+    assert base_model.value.hint == "known: flux1-dev, flux1-dev-fp8, flux1-fill-dev, flux1-schnell, tinyflux"
 
 
 def test_later_folders_add_and_replace(tmp_path: Path) -> None:
@@ -51,7 +56,7 @@ def test_later_folders_add_and_replace(tmp_path: Path) -> None:
         'size_bytes = 5\nsource = "here"\nlicence = "ours"\nsteps = 8\nguidance_scale = 1\n'
     )
     catalog = Catalog.load(PACKAGE_FOLDER, tmp_path)
-    assert catalog.names() == ["flux", "portrait"]
+    assert catalog.names() == ["flux", "flux-fill", "flux-img2img", "portrait"]
     assert catalog.get("flux").title == "Ours"
     assert {"ours", "tinyflux"} <= set(catalog.get("portrait").fitting_base_models())
     filled = catalog.get("flux").fill({"prompt": "x"}, default_base_model="ours", draw_seed=lambda: 0)

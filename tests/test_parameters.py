@@ -266,7 +266,10 @@ def test_the_schema_says_what_the_validation_does() -> None:
         ({"name": "job_id", "type": "string"}, "reserved"),
         ({"name": "lambda", "type": "string"}, "reserved"),
         ({"name": "copy", "type": "string"}, "reserved"),
-        ({"name": "x", "type": "image"}, "'string', 'integer'"),
+        ({"name": "x", "type": "picture"}, "'string', 'integer'"),
+        ({"name": "x", "type": "image", "default": "a"}, "an image has no default"),
+        ({"name": "x", "type": "image", "maximum": 5}, "it may have mask_of, max_pixels, multiple_of"),
+        ({"name": "x", "type": "image", "mask_of": "y", "max_pixels": 5000}, "a mask has the limits of its picture"),
         ({"name": "x", "type": "string", "maximum": 5}, "a string has no maximum; it may have max_length, min_length"),
         ({"name": "x", "type": "number", "multiple_of": 5}, "a number has no multiple_of"),
         ({"name": "x", "type": "boolean", "choices": ["a"]}, "it may have no limits"),
@@ -295,3 +298,36 @@ def test_a_wrong_declaration_is_refused(declaration: dict[str, Any], says: str) 
 )
 def test_limits_are_put_into_words(declaration: dict[str, Any], words: str) -> None:
     assert Parameter.model_validate({"name": "x", **declaration}).describe() == words
+
+
+IMG2IMG: Workflow = Catalog.load().get("flux-img2img")
+PICTURES = ["3f0c6c1e-9d7e-4f3a-8f55-0a4d1f6b2c11", "https://example.com/a.png?x=1", "data:image/png;base64,iVBORw0KGgo="]
+NO_PICTURES = ["", "../../etc/passwd", "/etc/passwd", "a/b.png", "file:///etc/passwd", "data:image/svg+xml;base64,PHN2Zz4=", "x y", "ftp://a/b.png",
+               "a" * 101, "https://a/" + "x" * 5000, "https://a/\0", "data:text/html,x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", PICTURES)
+def test_a_picture_is_named_in_one_of_three_ways(given: str) -> None:
+    filled = IMG2IMG.fill({"prompt": "x", "image": given}, default_base_model="tinyflux", draw_seed=lambda: 0)
+    assert filled.values["image"] == given
+
+
+@pytest.mark.parametrize("given", [*NO_PICTURES, None, 5, ["a"]])
+def test_what_names_no_picture_is_refused(given: Any) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        IMG2IMG.fill({"prompt": "x", "image": given}, default_base_model="tinyflux", draw_seed=lambda: 0)
+    details = caught.value.details
+    assert details["parameter"] == "image"
+    assert "an upload's id, an https URL, or a data URL" in details["allowed"]
+    assert len(str(details["value"])) <= 200
+
+
+def test_a_mask_may_be_left_out_and_its_picture_may_not() -> None:
+    fill_workflow = Catalog.load().get("flux-fill")
+    assert [image.name for image in fill_workflow.images] == ["image", "mask"]
+    filled = fill_workflow.fill({"prompt": "x", "image": "a"}, default_base_model="tinyflux", draw_seed=lambda: 0)
+    assert filled.values["mask"] is None
+    assert fill_workflow.json_schema()["required"] == ["prompt", "image"]
+    with pytest.raises(InvalidParameter) as caught:
+        fill_workflow.fill({"prompt": "x", "mask": "a"}, default_base_model="tinyflux", draw_seed=lambda: 0)
+    assert caught.value.details["parameter"] == "image"

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_rendering_twice_gives_the_same_graph_and_leaves_the_workflow_alone() ->
     assert FLUX.graph == before
 
 
-@pytest.mark.parametrize("base_model", sorted(CATALOG.base_models))
+@pytest.mark.parametrize("base_model", FLUX.fitting_base_models())
 @pytest.mark.parametrize("lora_count", [0, 1, 3, 8])
 def test_the_flux_graph_passes_the_recorded_node_catalogue(base_model: str, lora_count: int) -> None:
     loras = [LoraFile(f"l{number}", f"cust/l{number}.safetensors", number / 4 - 1) for number in range(lora_count)]
@@ -123,6 +124,32 @@ def test_the_flux_graph_passes_the_recorded_node_catalogue(base_model: str, lora
     assert check(graph, install(CATALOG.base_models[base_model].files, [lora.file for lora in loras])) == []
     chain = [node["inputs"] for node in graph.values() if node["class_type"] == "LoraLoaderModelOnly"]
     assert [(inputs["lora_name"], inputs["strength_model"]) for inputs in chain] == [(lora.file, lora.weight) for lora in loras]
+
+
+@pytest.mark.parametrize("name", ["flux-img2img", "flux-fill"])
+@pytest.mark.parametrize("lora_count", [0, 2])
+def test_the_graphs_that_take_pictures_pass_it_for_every_base_model(name: str, lora_count: int) -> None:
+    workflow = CATALOG.get(name)
+    loras = [LoraFile(f"l{number}", f"l{number}.safetensors", 1.0, family="flux1") for number in range(lora_count)]
+    for base_model in workflow.fitting_base_models():
+        if lora_count and base_model == "tinyflux":
+            continue
+        request = {**workflow.example, "base_model": base_model}
+        filled = workflow.fill(request, default_base_model=base_model, draw_seed=lambda: 0)
+        files = {image.name: f"fluxgate/{image.name}.png" for image in workflow.images}
+        graph = render(workflow, replace(filled, values=filled.values | files), job_id=JOB_ID, loras=loras)
+        assert check(graph, install(CATALOG.base_models[base_model].files, [lora.file for lora in loras])) == []
+        loaded = [node["inputs"]["image"] for node in graph.values() if node["class_type"].startswith("LoadImage")]
+        assert sorted(loaded) == sorted(files.values())
+
+
+def test_a_lora_fits_the_families_a_base_model_names() -> None:
+    fill = CATALOG.get("flux-fill")
+    request = {**fill.example, "base_model": "flux1-fill-dev"}
+    filled = fill.fill(request, default_base_model="", draw_seed=lambda: 0)
+    assert render(fill, filled, job_id=JOB_ID, loras=[LoraFile("a", "a.safetensors", 1.0, family="flux1")])
+    with pytest.raises(FamilyMismatch):
+        render(fill, filled, job_id=JOB_ID, loras=[LoraFile("a", "a.safetensors", 1.0, family="tinyflux")])
 
 
 def install(files: Mapping[str, str], loras: list[str]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_a_folder_or_a_folder_of_folders_may_be_named(tmp_path: Path, capsys: py
     assert run(capsys, folder) == run(capsys, tmp_path)
     code, text = run(capsys, folder, PACKAGE_FOLDER)
     assert code == 0
-    assert [line.split(":")[0] for line in text.splitlines()] == ["mine", "flux"]
+    assert [line.split(":")[0] for line in text.splitlines()] == ["mine", "flux", "flux-fill", "flux-img2img"]
 
 
 @pytest.mark.parametrize("kind", sorted(BREAKS))

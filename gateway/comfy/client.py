@@ -119,6 +119,12 @@ _OBJECT = TypeAdapter(dict[str, Any])
 _NAMES = TypeAdapter(list[str])
 
 
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    name: str
+    subfolder: str = ""
+
+
 class _Timing(BaseModel):
     model_config = ConfigDict(extra="ignore")
     load_ms: float
@@ -185,6 +191,32 @@ class ComfyClient:
         if status != 200:
             raise OutputMissing(f"{self.url} announced {file.filename!r} but answers {status} for it")
         return body
+
+    async def put_input(self, file: str, body: bytes, *, overwrite: bool = False) -> None:
+        """Store a file, `FOLDER/NAME`, below the input folder. It must get exactly that name: the graph says so already."""
+        folder, _, name = file.rpartition("/")
+        # Names of ours need no quoting, and ComfyUI would not undo it.
+        form = aiohttp.FormData(quote_fields=False)
+        form.add_field("image", body, filename=name, content_type="application/octet-stream")
+        for field, value in (("subfolder", folder), ("type", "input"), ("overwrite", "true" if overwrite else "false")):
+            form.add_field(field, value)
+        status, raw = await self._request("POST", "/upload/image", self._picture_timeout, data=form)
+        if status != 200:
+            raise InstanceError(f"{self.url} answered {status} to POST /upload/image")
+        try:
+            stored = _Stored.model_validate_json(raw)
+        except ValidationError as error:
+            raise InstanceError(f"{self.url} answered POST /upload/image with something that no ComfyUI says") from error
+        if (stored.subfolder, stored.name) != (folder, name):
+            raise InstanceError(f"{self.url} stored an input as {stored.subfolder}/{stored.name} instead of {file}")
+
+    async def remove_input(self, file: str, *, companion: bool) -> None:
+        """Take an input away. ComfyUI has no route for that: without our extension the file stays, but nothing is in it."""
+        folder, _, name = file.rpartition("/")
+        if companion:
+            await self.remove_outputs([OutputFile(name, folder, "input")])
+        else:
+            await self.put_input(file, b"", overwrite=True)
 
     async def drop(self, prompt_id: str) -> None:
         """Take a waiting prompt out of the queue; nothing happens to any other."""

@@ -22,7 +22,7 @@ from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
 from gateway.dispatch.progress import ProgressTracker
 from gateway.dispatch.prompt import DeadlinePassed, GoneFromInstance, Prompt
-from gateway.errors import InstanceError, InstanceUnreachable, PromptRejected, RedisUnavailable, Unavailable
+from gateway.errors import InstanceError, InstanceUnreachable, PromptRejected, RedisUnavailable, StorageUnavailable, Unavailable
 from gateway.jobs.model import EventKind, Job, JobError, JobStatus, Output, now_ms
 from gateway.jobs.records import Claim, EventDraft, output_events, status_event
 from gateway.jobs.store import JobStore
@@ -101,9 +101,14 @@ class Execution:
         flusher = asyncio.create_task(self._flush_for_ever())
         since_claim_s = (now_ms() - (self.job.claimed_ms or now_ms())) / 1000
         try:
+            if not resumed:
+                await self._bring_inputs()
             entry = await self._prompt.follow(resumed=resumed, deadline=time.monotonic() + self.job.spec.timeout_s - since_claim_s)
         except PromptRejected as rejection:
             await self._fail(describe_rejection(rejection, self._graph))
+            return
+        except StorageUnavailable as error:
+            await self._fail(JobError(code="input_unavailable", message=f"An input could not be read: {error.message}", hint=error.hint))
             return
         except DeadlinePassed as passed:
             self._instance.breaker.record_fault(passed.code)
@@ -119,6 +124,17 @@ class Execution:
                 flusher.cancel()
         self._instance.breaker.record_success()
         await self._conclude(entry)
+
+    async def _bring_inputs(self) -> None:
+        try:
+            await self._ingest.bring(self._instance.client, self.job.spec)
+        except InstanceUnreachable:
+            raise
+        except InstanceError as error:
+            raise GoneFromInstance(error.message) from error
+
+    async def _take_inputs_away(self) -> None:
+        await self._ingest.take_away(self._instance.client, self.job.spec, companion=self._companion)
 
     async def _prompt_away(self) -> None:
         """A job that is given up must not go on running."""
@@ -249,6 +265,7 @@ class Execution:
             log.info("memory not freed", extra={"error": reason.message})
         if not self.job.avoid and not self._cancel_wanted:
             log.warning("out of memory, one more try", extra={"instance": self._instance.id})
+            await self._take_inputs_away()
             if await self._persist(lambda: self._store.requeue(self.claim, avoid=(self._instance.id,))) != "canceling":
                 return
         asked = {name: self.job.spec.parameters.get(name) for name in ("width", "height", "num_images")}
@@ -307,6 +324,7 @@ class Execution:
         self._pending = []
         if not await self._persist(lambda: self._store.finish(self.claim, self.job, drafts)):
             raise LeaseLost(self.claim.id)
+        await self._take_inputs_away()
 
     async def _give_back(self, reason: Exception) -> None:
         """The instance lost the prompt or is lost itself: to the front of the line again, until the attempts are used up."""
@@ -319,5 +337,6 @@ class Execution:
             message = f"The instance lost the job in each of {self.job.attempts} attempts."
             await self._fail(JobError(code="instance_lost", message=message, hint="GET /v1/instances shows what the instances say."))
             return
+        await self._take_inputs_away()
         if await self._persist(lambda: self._store.requeue(self.claim, avoid=self.job.avoid)) == "canceling":
             await self._finish(JobStatus.CANCELED)

@@ -1,4 +1,7 @@
-"""From a picture on an instance to an object in S3: fetch, convert when asked to, store. It knows no Redis."""
+"""Between S3 and an instance: inputs go there before a prompt; its pictures are fetched, converted when asked to, and stored.
+
+It knows no Redis.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from mimetypes import guess_type
 from typing import TypeVar
 
 from PIL import Image
 
 from gateway.comfy.client import ComfyClient, OutputFile
-from gateway.errors import OutputMissing, Unavailable
+from gateway.errors import InstanceError, OutputMissing, Unavailable
 from gateway.jobs.model import JobSpec, Output
 from gateway.storage import Storage
 
@@ -79,6 +83,20 @@ class Ingest:
         self._storage = storage
         self._tries = tries
         self._turn = asyncio.Semaphore(at_once)
+
+    async def bring(self, client: ComfyClient, spec: JobSpec) -> None:
+        """Put a job's inputs where its graph will look for them. Raises StorageUnavailable, InstanceError."""
+        for given in spec.inputs:
+            body = await self._retry(partial(self._storage.get, given.key))
+            await client.put_input(given.file, body, overwrite=True)
+
+    async def take_away(self, client: ComfyClient, spec: JobSpec, *, companion: bool = False) -> None:
+        """Nobody's picture stays on an instance. One that is out of reach keeps it: no more can be done."""
+        for given in spec.inputs:
+            try:
+                await client.remove_input(given.file, companion=companion)
+            except InstanceError as error:
+                log.warning("input not removed", extra={"file": given.file, "error": error.message})
 
     async def store(self, client: ComfyClient, spec: JobSpec, files: list[OutputFile], *, companion: bool = False) -> tuple[Output, ...]:
         """Every picture of a job, in order. Raises the last error when one cannot be stored: never a URL to nothing."""

@@ -147,6 +147,19 @@ class LoraUse(_Part):
     weight: float
 
 
+class JobInput(_Part):
+    """A file that ComfyUI gets before the graph. `file` is its name there and in the graph: random, of this job alone."""
+
+    parameter: str
+    asset: str
+    file: str
+    key: str
+    sha256: str
+    size_bytes: int
+    width: int | None = None
+    height: int | None = None
+
+
 class Needs(_Part):
     """What an instance must have to run a graph: node classes, and the choice each combo input takes."""
 
@@ -167,6 +180,7 @@ class JobSpec(_Part):
     parameters: dict[str, Any]
     seed: int
     loras: tuple[LoraUse, ...] = ()
+    inputs: tuple[JobInput, ...] = ()
     needs: Needs = Needs()
     priority: Priority = "normal"
     metadata: dict[str, Any] = Field(default_factory=dict)
@@ -218,3 +232,8 @@ def now_ms() -> int:
 def new_job_id(kind: str = "gen") -> str:
     """An id that sorts by time of making and cannot be guessed (64 random bits)."""
     return f"{kind}_{now_ms():012x}{secrets.token_hex(8)}"
+
+
+def new_input_file(extension: str = "png") -> str:
+    """A name that nobody can guess, in a folder of ours below ComfyUI's input folder: its editor does not list it."""
+    return f"fluxgate/{secrets.token_hex(16)}.{extension}"

@@ -8,8 +8,11 @@ from local.engine.folders import ModelFolders
 from local.engine.nodes import Node, NodeContext
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from local.tinyflux.codec import Codec
     from local.tinyflux.conditioning import Conditioning, TextEncoders
-    from local.tinyflux.graph import Model
+    from local.tinyflux.graph import Latent, Model
 
 SHIFT_RANGE = {"min": 0.0, "max": 100.0, "step": 0.01}
 
@@ -79,6 +82,66 @@ class ModelSamplingFlux(Node):
         return (model.with_shift(shift_for_size(width, height, max_shift, base_shift)),)
 
 
+class DifferentialDiffusion(Node):
+    CATEGORY = "_for_testing"
+    RETURN_TYPES = ("MODEL",)
+    TITLE = "Differential Diffusion"
+    PYTHON_MODULE = "comfy_extras.nodes_differential_diffusion"
+
+    @classmethod
+    def INPUT_TYPES(cls, folders: ModelFolders) -> dict[str, dict[str, Any]]:
+        strength = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01})
+        return {"required": {"model": ("MODEL", {})}, "optional": {"strength": strength}}
+
+    def run(self, context: NodeContext, model: Model, strength: float = 1.0) -> tuple[Model]:
+        return (model.with_soft_masks() if strength else model,)
+
+
+class InpaintModelConditioning(Node):
+    """The small model takes no picture beside its noise: as with every model that is none of Fill's, the mask alone counts."""
+
+    CATEGORY = "conditioning/inpaint"
+    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
+    RETURN_NAMES = ("positive", "negative", "latent")
+
+    @classmethod
+    def INPUT_TYPES(cls, folders: ModelFolders) -> dict[str, dict[str, Any]]:
+        conditioning = ("CONDITIONING",)
+        return {
+            "required": {
+                "positive": conditioning,
+                "negative": conditioning,
+                "vae": ("VAE",),
+                "pixels": ("IMAGE",),
+                "mask": ("MASK",),
+                "noise_mask": ("BOOLEAN", {"default": True}),
+            }
+        }
+
+    def run(
+        self,
+        context: NodeContext,
+        positive: Conditioning,
+        negative: Conditioning,
+        vae: Codec,
+        pixels: list[Image.Image],
+        mask: list[Image.Image],
+        noise_mask: bool = True,
+    ) -> tuple[Conditioning, Conditioning, Latent]:
+        from local.tinyflux.graph import encode_pictures, mask_latent
+
+        latent = encode_pictures(vae, pixels)
+        return positive, negative, mask_latent(latent, mask) if noise_mask else latent
+
+
 CONDITIONING_NODES: dict[str, type[Node]] = {
-    node.__name__: node for node in (CLIPTextEncode, FluxGuidance, ConditioningZeroOut, ModelSamplingFlux)
+    node.__name__: node
+    for node in (
+        CLIPTextEncode,
+        FluxGuidance,
+        ConditioningZeroOut,
+        ModelSamplingFlux,
+        DifferentialDiffusion,
+        InpaintModelConditioning,
+    )
 }

@@ -92,6 +92,21 @@ class SetLatentNoiseMask(Node):
         return (mask_latent(samples, mask),)
 
 
+class RepeatLatentBatch(Node):
+    CATEGORY = "latent/batch"
+    RETURN_TYPES = ("LATENT",)
+    TITLE = "Repeat Latent Batch"
+
+    @classmethod
+    def INPUT_TYPES(cls, folders: ModelFolders) -> dict[str, dict[str, Any]]:
+        return {"required": {"samples": ("LATENT",), "amount": ("INT", {"default": 1, "min": 1, "max": 64})}}
+
+    def run(self, context: NodeContext, samples: Latent, amount: int) -> tuple[Latent]:
+        from local.tinyflux.graph import repeat_latent
+
+        return (repeat_latent(samples, amount),)
+
+
 LATENT_NODES: dict[str, type[Node]] = {
-    node.__name__: node for node in (EmptySD3LatentImage, EmptyLatentImage, VAEDecode, VAEEncode, SetLatentNoiseMask)
+    node.__name__: node for node in (EmptySD3LatentImage, EmptyLatentImage, VAEDecode, VAEEncode, SetLatentNoiseMask, RepeatLatentBatch)
 }

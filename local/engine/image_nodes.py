@@ -230,6 +230,50 @@ class ImageInvert(Node):
         return ([ImageChops.invert(picture) for picture in image],)
 
 
+class RepeatImageBatch(Node):
+    CATEGORY = "image/batch"
+    RETURN_TYPES = ("IMAGE",)
+    PYTHON_MODULE = "comfy_extras.nodes_images"
+    DESCRIPTION = "The whole batch that often."
+
+    @classmethod
+    def INPUT_TYPES(cls, folders: ModelFolders) -> dict[str, dict[str, Any]]:
+        return {"required": {"image": ("IMAGE",), "amount": ("INT", {"default": 1, "min": 1, "max": 4096})}}
+
+    def run(self, context: NodeContext, image: Images, amount: int) -> tuple[Images]:
+        return (image * amount,)
+
+
+class ImageCompositeMasked(Node):
+    CATEGORY = "image"
+    RETURN_TYPES = ("IMAGE",)
+    PYTHON_MODULE = "comfy_extras.nodes_mask"
+    DESCRIPTION = "Lays one picture over another where the mask is white."
+
+    @classmethod
+    def INPUT_TYPES(cls, folders: ModelFolders) -> dict[str, dict[str, Any]]:
+        place = ("INT", {"default": 0, "min": 0, "max": MAX_SIDE, "step": 1})
+        pictures = {"destination": ("IMAGE",), "source": ("IMAGE",)}
+        return {
+            "required": {**pictures, "x": place, "y": place, "resize_source": ("BOOLEAN", {"default": False})},
+            "optional": {"mask": ("MASK",)},
+        }
+
+    def run(
+        self, context: NodeContext, destination: Images, source: Images, x: int, y: int, resize_source: bool, mask: Images | None = None
+    ) -> tuple[Images]:
+        made = []
+        for number, below in enumerate(destination):
+            above = source[number % len(source)]
+            if resize_source:
+                above = above.resize(below.size, Image.Resampling.BILINEAR)
+            cover = mask[number % len(mask)].resize(above.size, Image.Resampling.BILINEAR) if mask else None
+            result = below.copy()
+            result.paste(above, (x, y), cover)
+            made.append(result)
+        return (made,)
+
+
 def _text_chunks(context: NodeContext) -> PngInfo:
     chunks = PngInfo()
     chunks.add_text("prompt", json.dumps(context.prompt))
@@ -255,5 +299,6 @@ NODES: dict[str, type[Node]] = {
     node.__name__: node
     for node in (
         EmptyImage, SaveImage, PreviewImage, SaveImageWebsocket, LoadImage, LoadImageMask, ImageScale, ImageScaleBy, ImageInvert,
+        RepeatImageBatch, ImageCompositeMasked,
     )
 }  # fmt: skip

@@ -21,7 +21,7 @@ from local.tinyflux.grid import LATENT_CHANNELS
 from local.tinyflux.lora import Lora, merge_loras
 from local.tinyflux.pictures import to_picture, to_pixels
 from local.tinyflux.sampling import OnStep, Solver, draw_noise, mix_noise, native_grid
-from local.tinyflux.schedules import FLUX_SHIFT
+from local.tinyflux.schedules import FLUX_SHIFT, sigma_table
 from local.tinyflux.text import CLIP, T5
 from local.tinyflux.transformer import Flux
 from local.tinyflux.weights import load_codec, load_text_encoder, load_tokenizer
@@ -47,12 +47,16 @@ class Model:
     transformer: Flux
     loras: tuple[tuple[Lora, float], ...] = ()
     shift: float = FLUX_SHIFT
+    has_soft_masks: bool = False  # a grey of the mask says from which part of the steps on it may change
 
     def with_lora(self, lora: Lora, strength: float) -> "Model":
         return replace(self, loras=(*self.loras, (lora, strength)))
 
     def with_shift(self, shift: float) -> "Model":
         return replace(self, shift=shift)
+
+    def with_soft_masks(self) -> "Model":
+        return replace(self, has_soft_masks=True)
 
     @cached_property
     def merged(self) -> Flux:
@@ -113,10 +117,11 @@ def sample(
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         if latent.mask is None:
             return inner.velocity_one_by_one(x, sigma, before_pass)
+        mask = sharpen(latent.mask, sigma, sigmas) if guider.model.has_soft_masks else latent.mask
         kept = mix_noise(noise, latent.samples, sigma)
-        masked = torch.lerp(kept, x, latent.mask)
+        masked = torch.lerp(kept, x, mask)
         picture = masked - sigma * inner.velocity_one_by_one(masked, sigma, before_pass)
-        return (x - torch.lerp(latent.samples, picture, latent.mask)) / sigma
+        return (x - torch.lerp(latent.samples, picture, mask)) / sigma
 
     def remember(step: int, steps: int, picture: Tensor) -> None:
         nonlocal predicted
@@ -125,6 +130,13 @@ def sample(
 
     samples = solver(velocity, mix_noise(noise, latent.samples, sigmas[0]), sigmas, remember)
     return replace(latent, samples=samples), replace(latent, samples=predicted)
+
+
+def sharpen(mask: Tensor, sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """Differential diffusion: at the first step only white may change, at the last all but black."""
+    last = float(max(sigmas[-1], sigma_table(FLUX_SHIFT)[0]))
+    threshold = (float(sigma) - last) / max(float(sigmas[0]) - last, 1e-6)
+    return (mask >= threshold).to(mask.dtype)
 
 
 @on_one_thread
@@ -162,3 +174,11 @@ def mask_latent(latent: Latent, masks: list[Image.Image]) -> Latent:
     if len(resized) not in (1, len(latent.samples)):
         raise ValueError(f"{len(masks)} masks for {len(latent.samples)} pictures; one for all or one for each is allowed")
     return replace(latent, mask=torch.cat(resized))
+
+
+def repeat_latent(latent: Latent, amount: int) -> Latent:
+    """The whole batch that often. A mask for all stays one."""
+    mask = latent.mask
+    if mask is not None and len(mask) > 1:
+        mask = mask.repeat(amount, 1, 1, 1)
+    return replace(latent, samples=latent.samples.repeat(amount, 1, 1, 1), mask=mask)

@@ -1,0 +1,160 @@
+"""The pictures of a request on their way to ComfyUI: fetched or decoded, checked, made anew, kept, and given names of ours.
+
+A picture is made once for each caller and way; no string of a caller's becomes a path or a file's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from comfy_workflows.parameters import Parameter
+from gateway.asset_records import Asset
+from gateway.assets import AssetStore, absent
+from gateway.errors import NotFound, Unprocessable
+from gateway.input_pictures import Made, Recipe, make
+from gateway.intake import MAX_PICTURE_BYTES, Refused
+from gateway.jobs.model import JobInput, JobSpec, new_input_file
+from gateway.outside import Outside
+
+# A picture of 64 megapixels takes half a gigabyte while it is converted.
+AT_ONCE = 2
+FETCH_S = 30.0
+PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream", "binary/octet-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What became of a request's pictures: the files its graph names, and what its record shows, by parameter."""
+
+    inputs: tuple[JobInput, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Bytes of a stranger's, known by their sha256 before they are read. `upload`: the id the request names."""
+
+    sha256: str
+    read: Callable[[], Awaitable[bytes]]
+    upload: str | None = None
+
+
+NOTHING = Brought()
+
+
+def refuse(parameter: str, refused: Refused) -> Unprocessable:
+    """Why a picture is not taken, as an answer."""
+    problem = refused.problem
+    details = {"parameter": parameter, "reason": problem.code}
+    return Unprocessable(f"{parameter}: {problem.message}", code="picture_refused", hint=problem.remedy, details=details)
+
+
+class Inputs:
+    """Raises Unprocessable, NotFound, RedisUnavailable and StorageUnavailable."""
+
+    def __init__(self, assets: AssetStore, outside: Outside, *, keep_s: int) -> None:
+        """`keep_s`: how long the pictures of a job are kept."""
+        self._assets, self._outside, self._keep_ms = assets, outside, keep_s * 1000
+        self._turn = asyncio.Semaphore(AT_ONCE)
+
+    async def bring(self, caller: str, images: Sequence[Parameter], values: Mapping[str, Any]) -> Brought:
+        """Make ready what a request names for these parameters, masks behind their pictures. A mask that is absent is its picture's own."""
+        if not images:
+            return NOTHING
+        sources: dict[str, _Source] = {}
+        made: dict[str, Asset] = {}
+        for parameter in images:
+            name, of, given = parameter.name, parameter.mask_of, values.get(parameter.name)
+            sources[name] = sources[of or name] if given is None else await self._find(caller, name, given)
+            made[name] = await self._make(caller, name, sources[name], _choose_recipe(parameter, images, given))
+            if of is not None:
+                _require_same_size(name, of, made)
+        inputs = tuple(_describe(name, asset) for name, asset in made.items())
+        shown = {name: sources[name].upload if values.get(name) else None for name in made}
+        return Brought(
+            inputs, {given.parameter: given.file for given in inputs}, {name: shown[name] or asset.id for name, asset in made.items()}
+        )
+
+    async def keep(self, spec: JobSpec) -> None:
+        """A job was made of them: they stay for as long as it may be read, and run again."""
+        for given in spec.inputs:
+            await self._assets.keep(given.asset, self._keep_ms)
+
+    async def _find(self, caller: str, name: str, given: str) -> _Source:
+        if given.startswith("data:"):
+            return await self._hold(await asyncio.to_thread(_decode_data_url, name, given))
+        if given.startswith(("http://", "https://")):
+            options: dict[str, Any] = {"max_bytes": MAX_PICTURE_BYTES, "timeout_s": FETCH_S, "content_types": PICTURE_TYPES}
+            return await self._hold((await self._outside.fetch(given, parameter=name, **options)).content)
+        try:
+            asset = await self._assets.ready(caller, given)
+        except NotFound as error:
+            raise absent(given, parameter=name) from error
+        if asset.size_bytes > MAX_PICTURE_BYTES:
+            remedy = "Scale it down, or save it as JPEG."
+            raise refuse(name, Refused("file_too_large", name, f"{given} has more than {MAX_PICTURE_BYTES} bytes.", remedy))
+        return _Source(asset.sha256, lambda: self._assets.read(asset), given)
+
+    async def _hold(self, body: bytes) -> _Source:
+        async def read() -> bytes:
+            return body
+
+        return _Source((await asyncio.to_thread(hashlib.sha256, body)).hexdigest(), read)
+
+    async def _make(self, caller: str, name: str, source: _Source, recipe: Recipe) -> Asset:
+        how = f"{recipe.name}:{source.sha256}"
+        if (known := await self._assets.find_made(caller, how)) is not None:
+            return known
+        async with self._turn:
+            made = await self._convert(name, await source.read(), recipe)
+        return await self._assets.put_made(caller, how, made.body, "image/png")
+
+    async def _convert(self, name: str, body: bytes, recipe: Recipe) -> Made:
+        try:
+            return await asyncio.to_thread(make, body, name, recipe)
+        except Refused as refused:
+            raise refuse(name, refused) from refused
+
+
+def _choose_recipe(parameter: Parameter, images: Sequence[Parameter], given: str | None) -> Recipe:
+    """A mask has the limits of its picture."""
+    limits = next((image for image in images if image.name == parameter.mask_of), parameter)
+    if parameter.mask_of is None:
+        return Recipe("picture", limits.max_pixels, limits.multiple_of or 1)
+    return Recipe("transparency" if given is None else "mask", limits.max_pixels, limits.multiple_of or 1)
+
+
+def _require_same_size(name: str, of: str, made: Mapping[str, Asset]) -> None:
+    mask, picture = made[name], made[of]
+    if (mask.width, mask.height) != (picture.width, picture.height):
+        sizes = f"{mask.width}x{mask.height} pixels, {of} {picture.width}x{picture.height}"
+        remedy = "Make both of the same size."
+        raise refuse(name, Refused("mask_of_another_size", name, f"The mask has {sizes} (after scaling).", remedy))
+
+
+def _describe(name: str, asset: Asset) -> JobInput:
+    return JobInput(
+        parameter=name,
+        asset=asset.id,
+        file=new_input_file(),
+        key=asset.key,
+        sha256=asset.sha256,
+        size_bytes=asset.size_bytes,
+        width=asset.width,
+        height=asset.height,
+    )
+
+
+def _decode_data_url(name: str, given: str) -> bytes:
+    try:
+        return base64.b64decode(given.partition(",")[2], validate=True)
+    except (binascii.Error, ValueError) as error:
+        remedy = "Write it as data:image/png;base64,... in standard base64."
+        raise refuse(name, Refused("data_url_broken", name, "The data URL holds no base64.", remedy)) from error
