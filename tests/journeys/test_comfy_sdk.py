@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from comfy_sdk import (
+    AsyncComfy,
     Comfy,
+    InvalidWorkflow,
+    JobFailed,
+    NotFound,
     OutputReady,
     Preview,
     Progress,
     StatusChange,
+    WorkflowFormatUi,
 )
+from comfy_sdk.exceptions import ComfyError, IdempotencyKeyReuse
 from PIL import Image
 
 from local.child import pick_free_port
@@ -113,3 +121,121 @@ def test_events_tell_progress_previews_outputs_and_the_end(client: Comfy) -> Non
     steps = [event for event in seen if isinstance(event, Progress) and event.step]
     assert (steps[-1].steps, steps[-1].current_node) == (40, "5")
     assert job.result().outputs[0].id == next(event.output.id for event in seen if isinstance(event, OutputReady))
+
+
+def test_a_job_is_found_again_by_its_id_with_its_graph_and_labels(client: Comfy) -> None:
+    job = client.submit(client.workflows.from_json(draw()), metadata={"client": "acme", "batch": "2026-10-05"}, api_key="comfyui-secret")
+    again = client.jobs.get(job.id).wait(timeout=60)
+    assert (again.status, again.metadata) == ("succeeded", {"client": "acme", "batch": "2026-10-05"})
+    wf = again.get_workflow()
+    assert (wf.format, wf.graph["8"]) == ("api", draw()["8"])
+    assert "comfyui-secret" not in json.dumps(wf.graph)
+    other = client.submit(client.workflows.from_json(draw()), metadata={"client": "other"})
+    assert [summary.id for summary in client.list_jobs(metadata={"client": "acme"}, limit=1)] == [job.id]
+    assert [summary.id for summary in client.list_jobs(limit=1)][:2] == [other.id, job.id]
+    other.wait(timeout=60)
+
+
+def test_cancel_stops_what_runs_and_leaves_what_has_ended(client: Comfy) -> None:
+    job = client.submit(client.workflows.from_json(draw_slowly(steps=2000)))
+    for event in job.events():
+        if isinstance(event, Progress) and event.step:
+            assert job.cancel().status in ("canceling", "canceled")
+    assert job.wait(timeout=60).status == "canceled"
+    assert (job.cancel().status, job.outputs) == ("canceled", [])
+    with pytest.raises(JobFailed):
+        job.result()
+
+
+def test_the_same_idempotency_key_replays(client: Comfy) -> None:
+    wf = client.workflows.from_json(draw())
+    first = client.submit(wf, idempotency_key="key-1")
+    assert client.submit(wf, idempotency_key="key-1").id == first.id
+    with pytest.raises(IdempotencyKeyReuse):
+        client.submit(client.workflows.from_json(draw(color=1)), idempotency_key="key-1")
+    first.wait(timeout=60)
+
+
+async def test_the_async_client_runs_streams_and_saves(tmp_path: Path) -> None:
+    (tmp_path / "workflow_api.json").write_text(json.dumps(draw()))
+    async with AsyncComfy() as client:
+        wf = client.workflows.from_file(tmp_path / "workflow_api.json")
+        job = await client.run(wf)
+        await job.outputs[0].to_file(tmp_path / "out.png")
+        with open(tmp_path / "out.bin", "wb") as stream:  # noqa: ASYNC230  the README's own line
+            await job.outputs[0].to_stream(stream)
+        slow = await client.submit(client.workflows.from_json(draw_slowly(steps=20)))
+        events = [event async for event in slow.events()]
+    assert (tmp_path / "out.png").read_bytes() == (tmp_path / "out.bin").read_bytes()
+    assert {type(event) for event in events} == {StatusChange, Progress, Preview, OutputReady}
+    assert events[-1] == StatusChange("succeeded")
+
+
+async def test_many_jobs_over_two_engines_end_well_under_fifty_streams(gateway_url: str) -> None:
+    async with AsyncComfy(timeout=60) as client:
+        jobs = [await client.submit(client.workflows.from_json(draw_slowly(steps=4, delay_ms=10))) for _ in range(50)]
+
+        async def follow(job: Any) -> tuple[str, int]:
+            events = [event async for event in job.events()]
+            return events[-1].status, sum(isinstance(event, OutputReady) for event in events)
+
+        told = await asyncio.gather(*map(follow, jobs))
+    assert told == [("succeeded", 1)] * 50
+    async with httpx.AsyncClient(base_url=gateway_url) as http:
+        listed = (await http.get("/v1/generations", params={"workflow": "raw", "limit": 50})).json()["data"]
+    assert len({job["instance"] for job in listed}) == 2
+
+
+def test_what_is_only_previewed_is_an_output_too(client: Comfy) -> None:
+    graph = draw()
+    graph["9"] = {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}}
+    for _ in range(2):
+        # ComfyUI answers the second from its cache, with the same file.
+        [output] = client.run(client.workflows.from_json(graph)).get_outputs("9")
+        assert open_picture(output.to_bytes()).getpixel((1, 1)) == CYAN
+
+
+def test_errors_are_those_the_sdk_knows(client: Comfy) -> None:
+    def submit(graph: Graph, **more: Any) -> Any:
+        return client.submit(client.workflows.from_json(graph), **more)
+
+    with pytest.raises(WorkflowFormatUi):
+        submit({"nodes": [], "links": [], "last_node_id": 0})
+    with pytest.raises(InvalidWorkflow) as caught:
+        submit({**draw(), "8": {"class_type": "LoadLatent", "inputs": {"latent": "../../etc/passwd"}}})
+    assert caught.value.details is not None
+    assert caught.value.details["node_errors"]["8"][0]["reason"] == "class_not_allowed"
+    with pytest.raises(InvalidWorkflow):
+        submit({**draw(), "8": {"class_type": "Canny", "inputs": {"image": ["3", 0]}}})  # allowed, but on neither engine
+    with pytest.raises(ComfyError) as labels:
+        submit(draw(), metadata={"a b": "c"})
+    assert labels.value.code == "metadata_invalid"
+    for absent in (lambda: client.jobs.get("gen_0"), lambda: client.assets.get("gen_0.0"), lambda: client.assets.delete("nobody")):
+        with pytest.raises(NotFound):
+            absent()
+    failed = submit({**draw(), "8": {"class_type": "FailingImage", "inputs": {"images": ["3", 0], "kind": "error"}}})
+    with pytest.raises(JobFailed) as ended:
+        failed.result()
+    error = ended.value.error
+    assert error is not None
+    assert (error.code, error.node_id, error.class_type) == ("node_execution_error", "8", "FailingImage")
+    assert "/srv" not in error.message
+
+
+def test_an_asset_is_uploaded_once_found_by_its_hash_and_deleted(client: Comfy, tmp_path: Path) -> None:
+    target = io.BytesIO()
+    Image.new("RGB", (24, 16), (10, 20, 30)).save(target, "PNG")
+    (tmp_path / "photo.png").write_bytes(target.getvalue())
+    asset = client.assets.from_file(tmp_path / "photo.png")
+    asset.commit()
+    again = client.assets.from_bytes(target.getvalue(), filename="photo.png")
+    again.commit()
+    assert (asset.created_new, again.created_new, again.id) == (True, False, asset.id)
+    other = client.assets.from_bytes(target.getvalue(), filename="other.png")
+    assert other.commit() != asset.id
+    assert httpx.get(asset.get_download_url().url).content == target.getvalue()
+    assert client.assets.get(asset.id or "").hash == asset.hash
+    asset.delete()
+    with pytest.raises(NotFound):
+        client.assets.get(again.id or "")
+    assert client.assets.get(other.id or "").expires_at is not None
