@@ -245,6 +245,10 @@ class AssetStore:
         """The bytes of an asset that is ready."""
         return await self._storage.get(asset.key)
 
+    async def copy_to(self, file: IO[bytes], asset: Asset) -> None:
+        """Write the bytes of an asset that is ready behind what a file holds."""
+        await self._storage.scan(asset.key, file.write)
+
     async def find_made(self, caller: str, how: str) -> Asset | None:
         """What was made in this way before, kept for another while; None: it is to be made."""
         found = await self._records.find_made(caller, how)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from gateway.auth import Caller
 from gateway.errors import BadRequest
 from gateway.jobs.records import IdempotencyKey
+
+T = TypeVar("T")
 
 MAX_KEY_LENGTH = 255
 # pydantic writes about 250 levels and reads about 200: what is stored must be read again, two levels further down.
@@ -25,6 +30,28 @@ def is_deeper(value: Any, levels: int) -> bool:
         if not layer:
             return False
     return any(isinstance(part, dict | list) for part in layer)
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """A body that the framework did not read. Raises what it raises itself, for the same handler."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as fault:
+        error = {"type": "json_invalid", "loc": ("body",), "msg": "JSON decode error", "input": {}, "ctx": {"error": str(fault)}}
+        raise RequestValidationError([error]) from None
+    if not isinstance(found, dict) or is_deeper(found, MAX_DEPTH):
+        message = f"must be an object, nested at most {MAX_DEPTH} levels deep"
+        raise RequestValidationError([{"type": "dict_type", "loc": ("body",), "msg": message, "input": type(found).__name__}])
+    return found
+
+
+def check(shape: TypeAdapter[T], value: Any, *place: str) -> T:
+    """What a part of a body says, by its shape; `place` is where in the body it stands. Raises as the framework would."""
+    try:
+        return shape.validate_python(value)
+    except ValidationError as invalid:
+        faults = [{**fault, "loc": ("body", *place, *fault["loc"])} for fault in invalid.errors(include_url=False, include_context=False)]
+        raise RequestValidationError(faults) from None
 
 
 def read_idempotency_key(caller: Caller, given: str, scope: str, body: Any) -> IdempotencyKey:

@@ -208,7 +208,7 @@ def test_an_upload_may_be_larger_than_other_bodies(datasets: Datasets) -> None:
     big = encode(Image.effect_noise((1200, 1200), 100))
     assert len(big) > 1 << 20
     assert datasets.create([("big.png", big)], trigger_word="TOK")["preflight"]["ok"]
-    read_error(datasets.http.post("/v1/generations", content=big, headers={"Content-Type": "application/json"}), 413, "payload_too_large")
+    read_error(datasets.http.post("/v1/trainings", content=big, headers={"Content-Type": "application/json"}), 413, "payload_too_large")
 
 
 @pytest.mark.parametrize("chunked", [False, True])

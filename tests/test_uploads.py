@@ -20,8 +20,8 @@ from gateway.settings import Settings
 from gateway.storage import Storage
 from local.child import pick_free_port
 from tests.conftest import S3Access
-from tests.dataset_api import Datasets, Json, read_error
-from tests.dataset_files import picture
+from tests.dataset_api import DATASETS, Datasets, Json, read_error
+from tests.dataset_files import picture, zip_of
 
 pytest_plugins = ["tests.dataset_fixtures"]
 
@@ -241,3 +241,66 @@ def test_forms_and_bodies_that_are_refused(datasets: Datasets) -> None:
     read_error(post(UPLOADS, content=b"{", headers={"Content-Type": "application/json"}), 400, "invalid_json")
     read_error(post(UPLOADS, content=b"[" * 100_000, headers={"Content-Type": "application/json"}), 400, "invalid_json")
     read_error(datasets.http.get(f"{UPLOADS}/%2e%2e%2fx"), 404, "not_found")
+
+
+# -- into datasets -------------------------------------------------------------------------------------------------
+
+
+def make_dataset(datasets: Datasets, **body: object) -> httpx.Response:
+    return datasets.http.post(DATASETS, json=body)
+
+
+def test_uploads_become_a_dataset_as_files_would(datasets: Datasets) -> None:
+    body = picture(11)
+    promise = promise_of(datasets, body, name="straight.png").json()
+    assert httpx.put(promise["url"], content=body, headers=promise["headers"]).status_code == 200
+    uses: list[Json] = [
+        {"id": promise["id"], "caption": "a red cup"},
+        {"id": send_form(datasets, picture(12), "b.png")["id"], "name": "straight.png", "caption": "another"},
+        {"id": send_form(datasets, picture(13), "c.png")["id"]},
+        {"id": send_form(datasets, b"from a file", "c.txt")["id"]},
+        {"id": send_form(datasets, picture(14), "d.png")["id"]},
+    ]
+    answer = make_dataset(datasets, name="cups", trigger_word="TOK", uploads=uses, captions={"d.png": "by the map"})
+    assert answer.status_code == 201, answer.text
+    dataset = answer.json()
+    captions = {file["name"]: file["caption_used"] for file in dataset["files"]}
+    assert captions == {"straight.png": "a red cup", "straight (2).png": "another", "c.png": "from a file", "d.png": "by the map"}
+    assert (dataset["name"], dataset["trigger_word"], dataset["upload"]["refused"]) == ("cups", "TOK", [])
+    for use in uses:
+        assert datasets.http.delete(f"{UPLOADS}/{use['id']}").status_code == 200
+    stored = {file["sha256"]: httpx.get(file["url"]).content for file in dataset["files"]}
+    assert hashlib.sha256(body).hexdigest() in stored
+    assert all(hashlib.sha256(content).hexdigest() == digest for digest, content in stored.items())
+
+
+def test_an_uploaded_zip_is_unpacked_and_more_is_added_later(datasets: Datasets) -> None:
+    upload = send_form(datasets, zip_of({"set/1.png": picture(21), "set/1.txt": b"one"}), "set.zip")
+    assert upload["content_type"] == "application/octet-stream"
+    dataset = make_dataset(datasets, uploads=[{"id": upload["id"]}]).json()
+    assert [(file["name"], file["caption"]) for file in dataset["files"]] == [("1.png", "one")]
+    again = [{"id": send_form(datasets, picture(22), "2.png")["id"], "caption": "two"}]
+    answer = datasets.http.put(f"{DATASETS}/{dataset['id']}/files", json={"uploads": again})
+    assert answer.status_code == 200, answer.text
+    assert [(file["name"], file["caption"]) for file in answer.json()["files"]] == [("1.png", "one"), ("2.png", "two")]
+
+
+def test_datasets_of_uploads_that_are_refused(datasets: Datasets) -> None:
+    before = datasets.http.get(DATASETS).json()["data"]
+    known = send_form(datasets, picture(31))["id"]
+    error = read_error(make_dataset(datasets, uploads=[{"id": known}, {"id": "nobodys"}]), 404, "asset_not_found")
+    assert error["details"] == {"parameter": "uploads.1.id", "value": "nobodys"}
+    promise = promise_of(datasets, b"never sent").json()
+    read_error(make_dataset(datasets, uploads=[{"id": promise["id"]}]), 422, "upload_not_sent")
+    for body, parameter in (
+        ({}, "uploads"),
+        ({"uploads": []}, "uploads"),
+        ({"uploads": [{"id": known, "path": "x"}]}, "uploads.0.path"),
+        ({"uploads": [{"id": known}], "nam": "x"}, "nam"),
+        ({"uploads": [{"id": known}], "name": "a\nb"}, "name"),
+    ):
+        error = read_error(datasets.http.post(DATASETS, json=body), 422, "invalid_parameter")
+        assert error["details"]["parameter"] == parameter
+    read_error(datasets.http.post(DATASETS, content=b"[]", headers={"Content-Type": "application/json"}), 422, "invalid_parameter")
+    read_error(datasets.http.post(DATASETS, content=b"{", headers={"Content-Type": "application/json"}), 400, "invalid_json")
+    assert datasets.http.get(DATASETS).json()["data"] == before

@@ -6,14 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from gateway.auth import Caller
+from gateway.bodies import check, read_json
 from gateway.curation import Taken
 from gateway.dataset_records import DEFAULT_TEMPLATE, MAX_FILES, TRIGGER_SLOT, Asset, Dataset, DatasetFile, DatasetHead
 from gateway.datasets import absent
@@ -25,6 +25,7 @@ from gateway.preflight_rules import Plan
 from gateway.presentation import rfc3339
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor
 from gateway.runtime import Runtime as RuntimeState
+from gateway.upload_forms import UploadUse, gather
 
 router = APIRouter(prefix="/v1", tags=["datasets"])
 
@@ -76,32 +77,42 @@ class AddedFiles(_Fields):
     pass
 
 
-def _describe_form(model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI of a multipart body."""
-    schema = model.model_json_schema()
+F = TypeVar("F", bound=_Fields)
+Uploads = Annotated[list[UploadUse], Field(min_length=1, max_length=2 * MAX_FILES, description="Pictures, captions (.txt), or one zip.")]
+
+
+def _describe_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI of a body: files in a form, or uploads by id."""
+    fields = model.model_json_schema()["properties"]
     files = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "Pictures, captions (.txt), or one zip."}
-    body = {"type": "object", "properties": {"files": files, **schema["properties"]}}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}
+    uploads = TypeAdapter(Uploads).json_schema()
+    uploads["items"] = UploadUse.model_json_schema()
+    uploads.pop("$defs", None)
+    content = {
+        "multipart/form-data": {"schema": {"type": "object", "properties": {"files": files, **fields}}},
+        "application/json": {"schema": {"type": "object", "required": ["uploads"], "properties": {"uploads": uploads, **fields}}},
+    }
+    return {"requestBody": {"required": True, "content": content}}
 
 
 @asynccontextmanager
-async def _open_form(request: Request) -> AsyncIterator[Form]:
-    # A picture and its caption each.
+async def _open_body(request: Request, model: type[F], runtime: RuntimeState, caller: Caller) -> AsyncIterator[tuple[Form, F]]:
+    """The files and the fields of either kind of body."""
     kind = request.headers.get("content-type", "")
-    form = await read_form(kind, request.stream(), max_files=2 * MAX_FILES, max_field_bytes=MAX_FIELD_BYTES)
+    if kind.startswith("application/json"):
+        body = read_json(await request.body())
+        uses = check(TypeAdapter(Uploads), body.pop("uploads", []), "uploads")
+        fields = check(TypeAdapter(model), body)
+        form, captions = await gather(uses, caller.id, runtime.assets)
+        fields = fields.model_copy(update={"captions": {**captions, **fields.captions}})
+    else:
+        # A picture and its caption each.
+        form = await read_form(kind, request.stream(), max_files=2 * MAX_FILES, max_field_bytes=MAX_FIELD_BYTES)
+        fields = check(TypeAdapter(model), form.fields)
     try:
-        yield form
+        yield form, fields
     finally:
         form.close()
-
-
-def _check_fields(model: type[NewDataset] | type[AddedFiles], form: Form) -> Any:
-    """The form's fields as the model. Raises what the framework raises for a JSON body, for the same handler."""
-    try:
-        return model.model_validate(form.fields)
-    except ValidationError as invalid:
-        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in invalid.errors(include_url=False)]
-        raise RequestValidationError(faults) from None
 
 
 async def load_own_dataset(runtime: RuntimeState, caller: Caller, dataset_id: str) -> Dataset:
@@ -171,11 +182,10 @@ def _present(dataset: Dataset, plan: Plan, runtime: RuntimeState, base_url: str,
     return shown
 
 
-@router.post("/datasets", status_code=201, openapi_extra=_describe_form(NewDataset), response_class=JSONResponse)
+@router.post("/datasets", status_code=201, openapi_extra=_describe_body(NewDataset), response_class=JSONResponse)
 async def create_dataset(request: Request, plan: PlanQuery, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> Response:
     """Make a dataset of pictures and captions, or of one zip of them; the answer says what a training would make of it."""
-    async with _open_form(request) as form:
-        fields: NewDataset = _check_fields(NewDataset, form)
+    async with _open_body(request, NewDataset, runtime, caller) as (form, fields):
         head = DatasetHead(
             id=new_job_id("ds"),
             caller=caller.id,
@@ -210,15 +220,14 @@ async def get_dataset(dataset_id: str, plan: PlanQuery, runtime: Runtime, caller
     return await asyncio.to_thread(_present, await load_own_dataset(runtime, caller, dataset_id), plan, runtime, base_url)
 
 
-@router.put("/datasets/{dataset_id}/files", openapi_extra=_describe_form(AddedFiles))
+@router.put("/datasets/{dataset_id}/files", openapi_extra=_describe_body(AddedFiles))
 async def add_dataset_files(
     dataset_id: str, request: Request, plan: PlanQuery, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl
 ) -> dict[str, Any]:
     """Add pictures and captions, or replace those of the same names."""
     # First whether it may be, then the body.
     dataset = await load_own_dataset(runtime, caller, dataset_id)
-    async with _open_form(request) as form:
-        fields: AddedFiles = _check_fields(AddedFiles, form)
+    async with _open_body(request, AddedFiles, runtime, caller) as (form, fields):
         dataset, taken = await runtime.curation.add(dataset, form, fields.captions)
     return await asyncio.to_thread(_present, dataset, plan, runtime, base_url, taken)
 

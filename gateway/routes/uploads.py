@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import IO as File
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from gateway.arrivals import MAX_NAME_LENGTH, clean_name
 from gateway.asset_records import Asset
 from gateway.assets import BYTES_TYPE
+from gateway.bodies import check, read_json
 from gateway.errors import PayloadTooLarge, Unprocessable
 from gateway.intake import CONTENT_TYPES, sniff
 from gateway.multipart import Form, read_form
@@ -76,7 +75,7 @@ async def create_upload(request: Request, runtime: Runtime, caller: CurrentCalle
 
 
 async def _promise(body: bytes, runtime: RuntimeState, caller: str, base_url: str) -> dict[str, Any]:
-    wanted = _parse(body)
+    wanted = check(TypeAdapter(NewUpload), read_json(body))
     allowed = runtime.settings.max_asset_bytes
     if wanted.size_bytes > allowed:
         details = {"parameter": "size_bytes", "value": wanted.size_bytes, "allowed": allowed}
@@ -85,17 +84,6 @@ async def _promise(body: bytes, runtime: RuntimeState, caller: str, base_url: st
     promise = await runtime.assets.presign(caller, wanted.content_type, wanted.size_bytes, wanted.sha256, name)
     how = {"method": "PUT", "url": promise.url, "headers": promise.headers, "url_expires_at": rfc3339(promise.expires_ms)}
     return {**present_upload(promise.asset, runtime, base_url), **how}
-
-
-def _parse(body: bytes) -> NewUpload:
-    """Raises what the framework raises for a JSON body, for the same handler."""
-    try:
-        return NewUpload.model_validate(json.loads(body))
-    except ValidationError as invalid:
-        raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in invalid.errors(include_url=False)]) from None
-    except (ValueError, RecursionError) as fault:
-        kind = {"type": "json_invalid", "loc": ("body",), "msg": "JSON decode error", "input": {}, "ctx": {"error": str(fault)}}
-        raise RequestValidationError([kind]) from None
 
 
 async def _take_form(request: Request, runtime: RuntimeState, caller: str) -> Asset:
