@@ -27,7 +27,9 @@ def require_url(url: str, *schemes: str) -> str:
 def require_webhook_secret(text: str) -> str:
     """The secret, if it is one of Standard Webhooks; ValueError says what that is, and not what was given."""
     try:
-        size = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
+        encoded = text.removeprefix("whsec_")
+        # Padding is often left out, and the standard's libraries put it back.
+        size = len(base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True))
     except ValueError:
         size = 0
     if not text.startswith("whsec_") or not 24 <= size <= 64:

@@ -390,6 +390,11 @@ def test_a_secret_that_is_none_is_refused_at_start(secret: str) -> None:
         WebhookWish.model_validate({"url": "https://a.example", "secret": secret})
 
 
+@pytest.mark.parametrize("secret", [SECRET, "whsec_" + "A" * 34, "whsec_" + "A" * 34 + "==", "whsec_" + "A" * 86])
+def test_a_secret_needs_no_padding(secret: str) -> None:
+    assert Settings.model_validate({"webhook_secret": secret}).webhook_secret == SecretStr(secret)
+
+
 def test_requests_differ_by_their_secrets_and_do_not_show_them() -> None:
     one, two = (WebhookWish(url="https://a.example", secret=SecretStr(secret)).model_dump_json() for secret in (SECRET, OTHER_SECRET))
     assert one != two
