@@ -1,7 +1,8 @@
-"""`python -m gateway`: the HTTP service, with the dispatcher inside unless DISPATCHER=off."""
+"""`python -m gateway`: the HTTP service, with the dispatcher inside unless DISPATCHER=off. `python -m gateway keys` is about its keys."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from types import FrameType
 
@@ -11,9 +12,12 @@ from pydantic import ValidationError
 
 from comfy_workflows.errors import WorkflowError
 from gateway.app import create_app
-from gateway.auth import refuse_unsafe_binding
-from gateway.errors import FluxgateError
+from gateway.auth import UnsafeBinding, refuse_unsafe_binding
+from gateway.errors import FluxgateError, RedisUnavailable
+from gateway.keys import KeyStore
+from gateway.keys_command import run_keys_command
 from gateway.process import allow_many_files, collect_rarely
+from gateway.redis_client import connect_redis
 from gateway.settings import Settings, is_secret
 from gateway.telemetry import configure_logging
 
@@ -39,11 +43,33 @@ class GatewayServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+async def _has_keys(settings: Settings) -> bool:
+    redis = connect_redis(settings.redis_url)
+    try:
+        return await KeyStore(redis).version() > 0
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+def _refuse_unsafe_binding(settings: Settings) -> None:
+    """Keys are looked for only where they decide: a loopback gateway starts before its Redis."""
+    try:
+        refuse_unsafe_binding(settings)
+    except UnsafeBinding as unsafe:
+        try:
+            found = asyncio.run(_has_keys(settings))
+        except RedisUnavailable as error:
+            raise UnsafeBinding(f"{unsafe.message} Keys could not be looked for: {error.message}.") from error
+        refuse_unsafe_binding(settings, has_keys=found)
+
+
 def main() -> int:
     """Serve until told to stop. A deployment that cannot work is refused with one line."""
     try:
+        if sys.argv[1:2] == ["keys"]:
+            return run_keys_command(sys.argv[2:], Settings())
         settings = Settings()
-        refuse_unsafe_binding(settings)
+        _refuse_unsafe_binding(settings)
         configure_logging(settings.log_level)
         app = create_app(settings)
         allow_many_files()

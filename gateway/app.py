@@ -21,6 +21,7 @@ from gateway.routes import (
     health,
     images,
     instances,
+    keys,
     sockets,
     trainings,
     uploads,
@@ -55,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(images.router)
     app.include_router(comfy_jobs.router)
     app.include_router(comfy_assets.router)
+    app.include_router(keys.router)
     app.include_router(health.router)
     app.add_middleware(EdgeMiddleware, settings=settings)
     return app

@@ -23,6 +23,8 @@ class Said(NamedTuple):
 def speak(error: FluxgateError, path: str) -> Said:
     """The answer to a request for `path` that failed."""
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if path.startswith(f"{OPENAI}/"):
         return Said(*_speak_openai(error, headers))
     body = error.body()

@@ -200,4 +200,5 @@ class EdgeMiddleware:
         if runtime is not None:
             runtime.metrics.requests.labels(scope["method"], route, status).inc()
             runtime.metrics.request_s.labels(route).observe(elapsed_s)
-        log.info("request", extra={"method": scope["method"], "path": scope["path"], "status": status, "ms": round(elapsed_s * 1000, 1)})
+        said = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(elapsed_s * 1000, 1)}
+        log.info("request", extra={**said, "caller": scope.get("state", {}).get("caller")})

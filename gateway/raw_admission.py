@@ -59,7 +59,7 @@ class RawAdmission:
         allowed = self._settings.raw_graphs
         if allowed == "off":
             raise Forbidden("This deployment takes no graphs of its callers' own.", hint="POST /v1/generations runs its workflows.")
-        if allowed == "admin" and "admin" not in caller.scopes:
+        if allowed == "admin" and not caller.may("admin"):
             message = "Graphs of one's own need a key with the scope `admin`."
             raise Forbidden(message, details={"allowed": "admin", "value": sorted(caller.scopes)})
 

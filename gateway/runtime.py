@@ -19,6 +19,7 @@ from comfy_workflows.catalog import Catalog
 from gateway.admission import Admission
 from gateway.asset_records import AssetRecords
 from gateway.assets import AssetStore
+from gateway.auth import Doorkeeper, Rates
 from gateway.before_after import BeforeAfter
 from gateway.captioning import Captionings
 from gateway.curation import Curation
@@ -34,6 +35,7 @@ from gateway.jobs.events import BLOCK_MS, EventFeed
 from gateway.jobs.records import Limits
 from gateway.jobs.store import JobStore
 from gateway.jobs.trainings import TrainingStore
+from gateway.keys import KeyStore
 from gateway.loras import LoraRegistry
 from gateway.outside import Outside
 from gateway.raw_admission import RawAdmission
@@ -43,6 +45,7 @@ from gateway.storage import Storage
 from gateway.telemetry import Metrics
 from gateway.trainer_machines import TrainerMachines
 from gateway.training import Trainings
+from gateway.usage import Usage
 from gateway.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,9 @@ class Runtime:
     loras: LoraRegistry
     registry: InstanceRegistry
     fleet: FleetRegistry
+    keys: KeyStore
+    usage: Usage
+    doorkeeper: Doorkeeper
     admission: Admission
     raw: RawAdmission
     datasets: DatasetStore
@@ -134,10 +140,14 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         webhooks = Webhooks(settings, deliveries, storage, outside, metrics)
         gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
         dispatcher = Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics, gpu) if dispatch else None
+        keys, usage = KeyStore(redis), Usage(redis)
+        doorkeeper = Doorkeeper(settings, keys, Rates(redis), usage)
         await _open_feed(feed)
+        await doorkeeper.refresh()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_ensure_bucket(storage)), group.create_task(_essential("the event feed", feed.run()))]
             tasks.append(group.create_task(_essential("the webhooks", webhooks.run())))
+            tasks.append(group.create_task(_essential("the watch over keys", doorkeeper.run())))
             if dispatcher is not None:
                 tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
                 tasks.append(group.create_task(_essential("the watch over trainings", trainings.watch())))
@@ -147,7 +157,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             try:
                 curation = Curation(datasets, storage)
                 telling = (deliveries, webhooks)
-                places = (store, feed, storage, outside, loras, registry, fleet)
+                places = (store, feed, storage, outside, loras, registry, fleet, keys, usage, doorkeeper)
                 raw = RawAdmission(settings, catalog, store, admission)
                 works = (admission, raw, datasets, curation, assets, trainings, Captionings(settings, trainings))
                 yield Runtime(settings, catalog, redis, *places, *works, *telling, gpu, metrics)

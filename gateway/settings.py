@@ -46,12 +46,27 @@ def is_secret(name: str) -> bool:
 class Settings(BaseSettings):
     """One deployment. Read once at start; names are those of the environment, in lower case."""
 
-    model_config = SettingsConfigDict(env_file=None, extra="ignore", frozen=True)
+    # Where container runtimes put secrets: a file named like the setting is its value.
+    model_config = SettingsConfigDict(
+        env_file=None, extra="ignore", frozen=True, secrets_dir="/run/secrets" if Path("/run/secrets").is_dir() else None
+    )
 
     host: str = Field("127.0.0.1", description="Address the gateway listens on. Anything but loopback needs API keys.")
     port: int = Field(8000, ge=0, le=65535, description="Port the gateway listens on.")
     public_url: str | None = Field(None, description="Base URL callers see, for the links in answers. Default: the request's own.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+
+    auth: Literal["auto", "keys", "hf"] = Field(
+        "auto",
+        description="`auto`: on loopback no key is asked for until the first exists. `keys`: always. `hf`: keys, or Hugging Face tokens.",
+    )
+    admin_key: SecretStr | None = Field(
+        None, min_length=24, description="A key with all scopes that is not kept in Redis: for the first start, or for containers."
+    )
+    requests_per_minute: int = Field(0, ge=0, description="Requests of one caller in any 60 s, where its key says nothing. 0: any number.")
+    gpu_seconds_per_day: int = Field(
+        0, ge=0, description="GPU seconds of one caller from midnight to midnight UTC, where its key says nothing. 0: any number."
+    )
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis that holds jobs, queue, leases and events.")
 

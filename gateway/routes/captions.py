@@ -12,7 +12,7 @@ from gateway.captioning import CaptionRequest
 from gateway.datasets import absent
 from gateway.jobs.records import IdempotencyKey
 from gateway.presentation import present_training
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime
+from gateway.routes.deps import BaseUrl, Runtime, Trainer
 
 router = APIRouter(prefix="/v1", tags=["datasets"])
 
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1", tags=["datasets"])
 async def caption_dataset(
     dataset_id: str,
     runtime: Runtime,
-    caller: CurrentCaller,
+    caller: Trainer,
     base_url: BaseUrl,
     request: CaptionRequest | None = None,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,

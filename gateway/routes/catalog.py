@@ -13,7 +13,7 @@ from gateway.errors import Conflict
 from gateway.instances import Catalog
 from gateway.loras import Lora
 from gateway.presentation import rfc3339
-from gateway.routes.deps import Admin, Runtime
+from gateway.routes.deps import Admin, AnyCaller, Runtime
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
@@ -42,21 +42,21 @@ def _summary(workflow: Workflow, catalogs: dict[str, Catalog]) -> dict[str, Any]
 
 
 @router.get("/workflows")
-async def list_workflows(runtime: Runtime) -> dict[str, Any]:
+async def list_workflows(runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
     """Every workflow, and the instances that have its nodes."""
     catalogs = await _catalogs(runtime)
     return {"data": [_summary(runtime.catalog.get(name), catalogs) for name in runtime.catalog.names()]}
 
 
 @router.get("/workflows/{name}")
-async def get_workflow(name: str, runtime: Runtime) -> dict[str, Any]:
+async def get_workflow(name: str, runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
     """A workflow with the JSON Schema of its parameters and an example request."""
     workflow = runtime.admission.workflow(name)
     return {**_summary(workflow, await _catalogs(runtime)), "parameters": workflow.json_schema(), "example": workflow.example}
 
 
 @router.get("/models")
-async def list_models(runtime: Runtime) -> dict[str, Any]:
+async def list_models(runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
     """Base models of the catalogue, where their files are, and where one is warm."""
     instances = await runtime.registry.all()
     catalogs = await _catalogs(runtime)
@@ -85,13 +85,13 @@ def _all_choices(catalog: Catalog) -> set[str]:
 
 
 @router.get("/loras")
-async def list_loras(runtime: Runtime) -> dict[str, Any]:
+async def list_loras(runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
     """Every LoRA that is published or that an instance has."""
     return {"data": [await _present_lora(runtime, lora) for lora in await runtime.loras.all()]}
 
 
 @router.get("/loras/{name:path}")
-async def get_lora(name: str, runtime: Runtime) -> dict[str, Any]:
+async def get_lora(name: str, runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
     """One LoRA by name, with where it is ready, a download and its before and after pictures."""
     return await _present_lora(runtime, (await runtime.loras.resolve([name]))[0])
 

@@ -23,7 +23,7 @@ from gateway.multipart import Form, read_form
 from gateway.preflight import Report, report
 from gateway.preflight_rules import Plan
 from gateway.presentation import rfc3339
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor
+from gateway.routes.deps import BaseUrl, Runtime, Trainer, decode_cursor, encode_cursor
 from gateway.runtime import Runtime as RuntimeState
 from gateway.upload_forms import UploadUse, gather
 
@@ -183,7 +183,7 @@ def _present(dataset: Dataset, plan: Plan, runtime: RuntimeState, base_url: str,
 
 
 @router.post("/datasets", status_code=201, openapi_extra=_describe_body(NewDataset), response_class=JSONResponse)
-async def create_dataset(request: Request, plan: PlanQuery, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> Response:
+async def create_dataset(request: Request, plan: PlanQuery, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> Response:
     """Make a dataset of pictures and captions, or of one zip of them; the answer says what a training would make of it."""
     async with _open_body(request, NewDataset, runtime, caller) as (form, fields):
         head = DatasetHead(
@@ -200,7 +200,7 @@ async def create_dataset(request: Request, plan: PlanQuery, runtime: Runtime, ca
 @router.get("/datasets")
 async def list_datasets(
     runtime: Runtime,
-    caller: CurrentCaller,
+    caller: Trainer,
     base_url: BaseUrl,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: str | None = None,
@@ -215,14 +215,14 @@ async def list_datasets(
 
 
 @router.get("/datasets/{dataset_id}")
-async def get_dataset(dataset_id: str, plan: PlanQuery, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> dict[str, Any]:
+async def get_dataset(dataset_id: str, plan: PlanQuery, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> dict[str, Any]:
     """The dataset, its files and the preflight report under these settings. Picture URLs are signed anew at each read."""
     return await asyncio.to_thread(_present, await load_own_dataset(runtime, caller, dataset_id), plan, runtime, base_url)
 
 
 @router.put("/datasets/{dataset_id}/files", openapi_extra=_describe_body(AddedFiles))
 async def add_dataset_files(
-    dataset_id: str, request: Request, plan: PlanQuery, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl
+    dataset_id: str, request: Request, plan: PlanQuery, runtime: Runtime, caller: Trainer, base_url: BaseUrl
 ) -> dict[str, Any]:
     """Add pictures and captions, or replace those of the same names."""
     # First whether it may be, then the body.
@@ -234,7 +234,7 @@ async def add_dataset_files(
 
 @router.delete("/datasets/{dataset_id}/files/{name:path}")
 async def remove_dataset_file(
-    dataset_id: str, name: str, plan: PlanQuery, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl
+    dataset_id: str, name: str, plan: PlanQuery, runtime: Runtime, caller: Trainer, base_url: BaseUrl
 ) -> dict[str, Any]:
     """Take one picture out, with its caption."""
     dataset = await load_own_dataset(runtime, caller, dataset_id)
@@ -250,7 +250,7 @@ class Deleted(BaseModel):
 
 
 @router.delete("/datasets/{dataset_id}")
-async def delete_dataset(dataset_id: str, runtime: Runtime, caller: CurrentCaller) -> Deleted:
+async def delete_dataset(dataset_id: str, runtime: Runtime, caller: Trainer) -> Deleted:
     """Forget a dataset and its pictures."""
     await runtime.curation.delete(await load_own_dataset(runtime, caller, dataset_id))
     return Deleted(id=dataset_id)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Header, Query
 from starlette.requests import HTTPConnection
 
-from gateway.auth import LOCAL, Caller
+from gateway.auth import Caller
 from gateway.comfy_v2 import ComfyPresenter
 from gateway.errors import BadRequest, Forbidden, NotFound, RedisUnavailable
 from gateway.jobs.model import Job
@@ -20,14 +20,17 @@ from gateway.runtime import Runtime as RuntimeState
 
 
 # Coroutines, although none waits: the framework would call plain functions in a thread, half a millisecond each time.
-# They take what requests and WebSockets have in common.
+# They ask for the connection, which is a request or a WebSocket.
 async def _runtime(connection: HTTPConnection) -> RuntimeState:
     runtime: RuntimeState = connection.app.state.runtime
     return runtime
 
 
 async def _caller(connection: HTTPConnection) -> Caller:
-    return LOCAL
+    runtime: RuntimeState = connection.app.state.runtime
+    caller = await runtime.doorkeeper.admit(connection.headers.get("authorization"))
+    connection.state.caller = caller.id
+    return caller
 
 
 async def _base_url(connection: HTTPConnection) -> str:
@@ -37,20 +40,37 @@ async def _base_url(connection: HTTPConnection) -> str:
     return (runtime.settings.public_url or (own if own.startswith("http") else own.replace("ws", "http", 1))).rstrip("/")
 
 
-async def _admin(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
-    if "admin" not in caller.scopes:
-        raise Forbidden("This needs a key with the scope `admin`.", details={"allowed": "admin", "value": sorted(caller.scopes)})
-    return caller
-
-
 async def _comfy(base_url: Annotated[str, Depends(_base_url)], runtime: Annotated[RuntimeState, Depends(_runtime)]) -> ComfyPresenter:
     settings = runtime.settings
     return ComfyPresenter(runtime.storage, settings.url_ttl_s, settings.job_ttl_s, urlsplit(base_url).path.rstrip("/"))
 
 
+class AnyKey:
+    """Whoever has a key, whatever it may do."""
+
+    async def __call__(self, caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+        return caller
+
+
+class RequireScope:
+    """A caller whose key has the scope. Raises Forbidden."""
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+
+    async def __call__(self, caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+        if not caller.may(self.scope):
+            details = {"allowed": self.scope, "value": sorted(caller.scopes)}
+            raise Forbidden(f"This needs a key with the scope `{self.scope}`.", code="scope_missing", details=details)
+        return caller
+
+
 Runtime = Annotated[RuntimeState, Depends(_runtime)]
-CurrentCaller = Annotated[Caller, Depends(_caller)]
-Admin = Annotated[Caller, Depends(_admin)]
+# Every route asks for one of these four, or stands on the list of public ones in the house's tests.
+AnyCaller = Annotated[Caller, Depends(AnyKey())]
+CurrentCaller = Annotated[Caller, Depends(RequireScope("generate"))]
+Trainer = Annotated[Caller, Depends(RequireScope("train"))]
+Admin = Annotated[Caller, Depends(RequireScope("admin"))]
 BaseUrl = Annotated[str, Depends(_base_url)]
 Comfy = Annotated[ComfyPresenter, Depends(_comfy)]
 

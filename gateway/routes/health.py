@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway.errors import StorageUnavailable, Unavailable
-from gateway.routes.deps import Runtime
+from gateway.routes.deps import Admin, Runtime
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(tags=["health"])
@@ -61,6 +61,6 @@ async def get_ready(runtime: Runtime, response: Response) -> dict[str, Any]:
 
 
 @router.get("/metrics", response_class=Response)
-async def get_metrics(runtime: Runtime) -> Response:
+async def get_metrics(runtime: Runtime, caller: Admin) -> Response:
     """Prometheus text."""
     return Response(generate_latest(runtime.metrics.registry), media_type=CONTENT_TYPE_LATEST)

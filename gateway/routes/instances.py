@@ -24,13 +24,13 @@ def _present(facts: InstanceFacts) -> dict[str, Any]:
 
 
 @router.get("")
-async def list_instances(runtime: Runtime) -> dict[str, Any]:
+async def list_instances(runtime: Runtime, caller: Admin) -> dict[str, Any]:
     """Each ComfyUI: state, version, device, memory, what is loaded, what went wrong last."""
     return {"data": [_present(facts) for facts in await runtime.registry.all()]}
 
 
 @router.get("/{instance}")
-async def get_instance(instance: str, runtime: Runtime) -> dict[str, Any]:
+async def get_instance(instance: str, runtime: Runtime, caller: Admin) -> dict[str, Any]:
     """One ComfyUI by id."""
     for facts in await runtime.registry.all():
         if facts.id == instance:

@@ -13,7 +13,7 @@ from gateway.jobs.model import Job, JobStatus
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import TRAINING
 from gateway.presentation import present_training
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job, parse_time
+from gateway.routes.deps import BaseUrl, Runtime, Trainer, decode_cursor, encode_cursor, load_own_job, parse_time
 from gateway.training import TrainingFilter, TrainingRequest
 
 router = APIRouter(prefix="/v1/trainings", tags=["trainings"])
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/trainings", tags=["trainings"])
 async def create_training(
     request: TrainingRequest,
     runtime: Runtime,
-    caller: CurrentCaller,
+    caller: Trainer,
     base_url: BaseUrl,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> JSONResponse:
@@ -44,7 +44,7 @@ def _accepted(job: Job, base_url: str) -> JSONResponse:
 @router.get("")
 async def list_trainings(
     runtime: Runtime,
-    caller: CurrentCaller,
+    caller: Trainer,
     base_url: BaseUrl,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: str | None = None,
@@ -65,13 +65,13 @@ async def list_trainings(
 
 
 @router.get("/{job_id}")
-async def get_training(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> dict[str, Any]:
+async def get_training(job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> dict[str, Any]:
     """The training as it stands."""
     return present_training(await load_own_job(runtime, caller, job_id, "training"), base_url=base_url)
 
 
 @router.post("/{job_id}/cancel")
-async def cancel_training(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> dict[str, Any]:
+async def cancel_training(job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> dict[str, Any]:
     """Stop it within seconds; its last checkpoint stays, to go on from."""
     await load_own_job(runtime, caller, job_id, "training")
     await runtime.store.cancel(job_id)
@@ -79,7 +79,7 @@ async def cancel_training(job_id: str, runtime: Runtime, caller: CurrentCaller, 
 
 
 @router.post("/{job_id}/resume", status_code=202, response_class=JSONResponse)
-async def resume_training(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> JSONResponse:
+async def resume_training(job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> JSONResponse:
     """Go on from the newest checkpoint of a training that has ended, as a new job with the same settings and webhook."""
     earlier = await load_own_job(runtime, caller, job_id, "training")
     if earlier.spec.workflow != TRAINING:
@@ -94,7 +94,7 @@ async def resume_training(job_id: str, runtime: Runtime, caller: CurrentCaller, 
 
 
 @router.delete("/{job_id}")
-async def delete_training(job_id: str, runtime: Runtime, caller: CurrentCaller) -> dict[str, Any]:
+async def delete_training(job_id: str, runtime: Runtime, caller: Trainer) -> dict[str, Any]:
     """Forget a training that has ended: its record and events. The LoRA it published stays."""
     job = await load_own_job(runtime, caller, job_id, "training")
     if not job.is_terminal:

@@ -17,7 +17,7 @@ from gateway.errors import PayloadTooLarge, Unprocessable
 from gateway.intake import CONTENT_TYPES, sniff
 from gateway.multipart import Form, read_form
 from gateway.presentation import rfc3339
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor
+from gateway.routes.deps import AnyCaller, BaseUrl, Runtime, decode_cursor, encode_cursor
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(prefix="/v1", tags=["uploads"])
@@ -65,7 +65,7 @@ def present_upload(asset: Asset, runtime: RuntimeState, base_url: str) -> dict[s
 
 
 @router.post("/uploads", status_code=201, openapi_extra=_BODY, response_class=JSONResponse)
-async def create_upload(request: Request, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> JSONResponse:
+async def create_upload(request: Request, runtime: Runtime, caller: AnyCaller, base_url: BaseUrl) -> JSONResponse:
     """JSON: promise a file and get a signed URL to PUT it to. Multipart: send it here; it is ready at once."""
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         shown = present_upload(await _take_form(request, runtime, caller.id), runtime, base_url)
@@ -114,7 +114,7 @@ class UploadList(BaseModel):
 @router.get("/uploads")
 async def list_uploads(
     runtime: Runtime,
-    caller: CurrentCaller,
+    caller: AnyCaller,
     base_url: BaseUrl,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: str | None = None,
@@ -126,7 +126,7 @@ async def list_uploads(
 
 
 @router.get("/uploads/{upload_id}")
-async def get_upload(upload_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> dict[str, Any]:
+async def get_upload(upload_id: str, runtime: Runtime, caller: AnyCaller, base_url: BaseUrl) -> dict[str, Any]:
     """An upload. `content_url` reads it once it is ready; `pending` ones are looked at when they are first used."""
     return present_upload(await runtime.assets.load(caller.id, upload_id), runtime, base_url)
 
@@ -137,7 +137,7 @@ class Deleted(BaseModel):
 
 
 @router.delete("/uploads/{upload_id}")
-async def delete_upload(upload_id: str, runtime: Runtime, caller: CurrentCaller) -> Deleted:
+async def delete_upload(upload_id: str, runtime: Runtime, caller: AnyCaller) -> Deleted:
     """Forget an upload. Jobs that were made with it keep their own copy for as long as they are kept."""
     await runtime.assets.delete(caller.id, upload_id)
     return Deleted(id=upload_id)

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from gateway.auth import Caller
 from gateway.presentation import present_job
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, load_own_job
+from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, Trainer, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
@@ -21,7 +21,7 @@ async def replay_generation_webhook(job_id: str, runtime: Runtime, caller: Curre
 
 
 @router.post("/trainings/{job_id}/webhook/replay", status_code=202)
-async def replay_training_webhook(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> dict[str, Any]:
+async def replay_training_webhook(job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> dict[str, Any]:
     """Send the webhook of a training that has ended again, now and with all its tries."""
     return await _replay(runtime, caller, job_id, "training", base_url)
 

@@ -1,0 +1,95 @@
+"""`/v1/keys` for admins, `/v1/usage` for everybody. A key's text is in the answer that made it, and nowhere else."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from gateway.jobs.model import now_ms
+from gateway.keys import CALLER_NAME, CallerLimits, Key, mint_key
+from gateway.presentation import rfc3339
+from gateway.routes.deps import Admin, AnyCaller, Runtime
+from gateway.runtime import Runtime as RuntimeState
+from gateway.usage import LONGEST_DAYS
+
+router = APIRouter(prefix="/v1", tags=["keys"])
+
+
+class NewKey(BaseModel):
+    """What a key may do, and whose things it reaches."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field("key", min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$", description="For people; need not be unique.")
+    scopes: list[Literal["generate", "train", "admin"]] = Field(
+        ["generate"], min_length=1, max_length=3, description="`admin` includes the others."
+    )
+    caller: str | None = Field(
+        None, pattern=CALLER_NAME, description="Keys with one caller share jobs, LoRAs, limits and usage. Without: the key's own."
+    )
+    expires_at: AwareDatetime | None = Field(None, description="RFC 3339 time from which the key is refused.")
+    limits: CallerLimits = Field(default_factory=CallerLimits, description="Those given become the caller's.")
+
+    def expires_ms(self) -> int | None:
+        moment: datetime | None = self.expires_at
+        return None if moment is None else int(moment.timestamp() * 1000)
+
+
+async def _present(runtime: RuntimeState, key: Key, limits: CallerLimits | None, used_ms: int | None) -> dict[str, Any]:
+    today = await runtime.usage.read(key.caller, days=1)
+    return {
+        "id": key.id,
+        "object": "key",
+        "name": key.name,
+        "prefix": f"fg_{key.prefix}",
+        "caller": key.caller,
+        "scopes": list(key.scopes),
+        "limits": (limits or CallerLimits()).model_dump(),
+        "is_good": key.is_good(now_ms()),
+        "created_at": rfc3339(key.created_ms),
+        "last_used_at": rfc3339(used_ms),
+        "expires_at": rfc3339(key.expires_ms),
+        "revoked_at": rfc3339(key.revoked_ms),
+        "usage_today": today[0] if today else None,
+    }
+
+
+@router.post("/keys", status_code=201)
+async def create_key(request: NewKey, runtime: Runtime, caller: Admin) -> dict[str, Any]:
+    """Make a key. `key` is its text, shown this once: only its hash is kept."""
+    key, text = mint_key(request.name, tuple(dict.fromkeys(request.scopes)), caller=request.caller, expires_ms=request.expires_ms())
+    await runtime.keys.add(key, request.limits)
+    await runtime.doorkeeper.refresh()
+    ring = await runtime.keys.load()
+    return {**await _present(runtime, key, ring.limits.get(key.caller), None), "key": text}
+
+
+@router.get("/keys")
+async def list_keys(runtime: Runtime, caller: Admin) -> dict[str, Any]:
+    """Every key there was, the newest first, with today's usage of its caller."""
+    ring, used = await runtime.keys.load(), await runtime.keys.last_used()
+    keys = sorted(ring.keys.values(), key=lambda key: (key.created_ms, key.id), reverse=True)
+    return {"data": [await _present(runtime, key, ring.limits.get(key.caller), used.get(key.prefix)) for key in keys]}
+
+
+@router.delete("/keys/{key_id}")
+async def revoke_key(key_id: str, runtime: Runtime, caller: Admin) -> dict[str, Any]:
+    """Refuse a key from now on: here at once, by other gateway processes within a second. Its jobs go on, and stay its caller's."""
+    key = await runtime.keys.revoke(key_id)
+    await runtime.doorkeeper.refresh()
+    return {"id": key.id, "object": "key", "revoked_at": rfc3339(key.revoked_ms)}
+
+
+@router.get("/usage")
+async def get_usage(runtime: Runtime, caller: AnyCaller, days: Annotated[int, Query(ge=1, le=LONGEST_DAYS)] = 7) -> dict[str, Any]:
+    """What the caller used, by day in UTC, and its limits. Requests of the last second may be missing."""
+    limits = (await runtime.keys.load()).limits.get(caller.id) or CallerLimits()
+    return {
+        "caller": caller.id,
+        "scopes": sorted(caller.scopes),
+        "limits": limits.model_dump(),
+        "days": await runtime.usage.read(caller.id, days),
+    }
