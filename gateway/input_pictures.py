@@ -13,13 +13,14 @@ from PIL import Image, ImageChops
 
 from gateway.intake import MIN_EDGE_PX, Refused, decode, normalise, set_upright, write
 
-Aim = Literal["picture", "mask", "transparency"]
+Aim = Literal["picture", "mask", "transparency", "whole"]
 
 
 class Recipe(NamedTuple):
     """What is to be made. `picture`: RGB, transparent parts white. `mask`: grey, white is where something shall change.
 
-    `transparency`: the mask of a picture's own transparent parts. All of one picture with the same limits have the same size.
+    `transparency`: the mask of a picture's own transparent parts. `whole`: as `picture`, with its transparency.
+    All of one picture with the same limits have the same size.
     """
 
     aim: Aim
@@ -42,11 +43,17 @@ def make(body: bytes, name: str, recipe: Recipe) -> Made:
     """Raises Refused."""
 
     def use(image: Image.Image, _: str) -> Made:
-        is_picture, is_own = recipe.aim == "picture", recipe.aim == "transparency"
-        fitted = _fit(normalise(image, name).image if is_picture else _find_mask(image, name, is_own=is_own), name, recipe)
+        fitted = _fit(_choose_pixels(image, name, recipe.aim), name, recipe)
         return Made(write(fitted, "png")[1], *fitted.size)
 
     return decode(body, name, use)
+
+
+def _choose_pixels(image: Image.Image, name: str, aim: Aim) -> Image.Image:
+    if aim == "whole" and image.has_transparency_data:
+        image.load()
+        return set_upright(image).convert("RGBA")
+    return normalise(image, name).image if aim in ("picture", "whole") else _find_mask(image, name, is_own=aim == "transparency")
 
 
 def _find_mask(image: Image.Image, name: str, *, is_own: bool) -> Image.Image:

@@ -38,7 +38,7 @@ class Brought:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
     """Bytes of a stranger's, known by their sha256 before they are read. `upload`: the id the request names."""
 
     sha256: str
@@ -68,7 +68,7 @@ class Inputs:
         """Make ready what a request names for these parameters, masks behind their pictures. A mask that is absent is its picture's own."""
         if not images:
             return NOTHING
-        sources: dict[str, _Source] = {}
+        sources: dict[str, Source] = {}
         made: dict[str, Asset] = {}
         for parameter in images:
             name, of, given = parameter.name, parameter.mask_of, values.get(parameter.name)
@@ -82,17 +82,26 @@ class Inputs:
             inputs, {given.parameter: given.file for given in inputs}, {name: shown[name] or asset.id for name, asset in made.items()}
         )
 
+    async def bring_whole(self, caller: str, sources: Mapping[str, Source]) -> tuple[JobInput, ...]:
+        """Make ready pictures for graphs that read their transparency as well, by parameter."""
+        recipe = Recipe("whole", None, 1)
+        return tuple([_describe(name, await self._make(caller, name, source, recipe)) for name, source in sources.items()])
+
     async def keep(self, spec: JobSpec) -> None:
         """A job was made of them: they stay for as long as it may be read, and run again."""
         for given in spec.inputs:
             await self._assets.keep(given.asset, self._keep_ms)
 
-    async def _find(self, caller: str, name: str, given: str) -> _Source:
+    async def _find(self, caller: str, name: str, given: str) -> Source:
         if given.startswith("data:"):
             return await self._hold(await asyncio.to_thread(_decode_data_url, name, given))
         if given.startswith(("http://", "https://")):
             options: dict[str, Any] = {"max_bytes": MAX_PICTURE_BYTES, "timeout_s": FETCH_S, "content_types": PICTURE_TYPES}
             return await self._hold((await self._outside.fetch(given, parameter=name, **options)).content)
+        return await self.find_upload(caller, name, given)
+
+    async def find_upload(self, caller: str, name: str, given: str) -> Source:
+        """The picture of an upload. Raises NotFound that names the parameter."""
         try:
             asset = await self._assets.ready(caller, given)
         except NotFound as error:
@@ -100,15 +109,15 @@ class Inputs:
         if asset.size_bytes > MAX_PICTURE_BYTES:
             remedy = "Scale it down, or save it as JPEG."
             raise refuse(name, Refused("file_too_large", name, f"{given} has more than {MAX_PICTURE_BYTES} bytes.", remedy))
-        return _Source(asset.sha256, lambda: self._assets.read(asset), given)
+        return Source(asset.sha256, lambda: self._assets.read(asset), given)
 
-    async def _hold(self, body: bytes) -> _Source:
+    async def _hold(self, body: bytes) -> Source:
         async def read() -> bytes:
             return body
 
-        return _Source((await asyncio.to_thread(hashlib.sha256, body)).hexdigest(), read)
+        return Source((await asyncio.to_thread(hashlib.sha256, body)).hexdigest(), read)
 
-    async def _make(self, caller: str, name: str, source: _Source, recipe: Recipe) -> Asset:
+    async def _make(self, caller: str, name: str, source: Source, recipe: Recipe) -> Asset:
         how = f"{recipe.name}:{source.sha256}"
         if (known := await self._assets.find_made(caller, how)) is not None:
             return known

@@ -8,21 +8,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_workflows.catalog import Catalog
-from comfy_workflows.errors import WorkflowError
+from comfy_workflows.errors import MissingAsset, WorkflowError
 from comfy_workflows.graph import Graph
-from comfy_workflows.raw import list_classes, prepare_raw, read_rules
+from comfy_workflows.raw import AssetUse, list_classes, prepare_raw, read_rules
 from gateway.admission import Admission, needs_of, translate_workflow_error
+from gateway.assets import AssetStore
 from gateway.auth import Caller
-from gateway.errors import Forbidden, NoInstance, Unprocessable
-from gateway.jobs.model import Job, JobSpec, Needs, new_job_id, now_ms
+from gateway.comfy_v2 import parse_output_id
+from gateway.errors import Forbidden, NoInstance, NotFound, Unprocessable
+from gateway.inputs import Inputs, Source
+from gateway.jobs.model import Job, JobInput, JobSpec, Needs, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.store import JobStore
 from gateway.settings import Settings
+from gateway.storage import Storage
 
 # What such a job says where others name their workflow.
 RAW = "raw"
 # A base model like any other to placement, so that such jobs wait behind one another on an instance.
 NO_MODEL = "none"
+# Where a file is looked for that a graph names as it was uploaded.
+LATEST_UPLOADS = 100
 _MODEL_INPUTS = ("unet_name", "ckpt_name")
 
 
@@ -37,8 +43,18 @@ class RawWish:
 class RawAdmission:
     """Turns graphs into jobs. Raises Forbidden, Unprocessable; nothing is stored when it does."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, store: JobStore, admission: Admission) -> None:
-        self._settings, self._catalog, self._store, self._admission = settings, catalog, store, admission
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        store: JobStore,
+        storage: Storage,
+        assets: AssetStore,
+        inputs: Inputs,
+        admission: Admission,
+    ) -> None:
+        self._settings, self._catalog, self._store, self._storage = settings, catalog, store, storage
+        self._assets, self._inputs, self._admission = assets, inputs, admission
         own = list_classes(catalog.get(name).graph for name in catalog.names())
         self._rules = read_rules().with_classes(*own, *settings.raw_nodes)
 
@@ -46,12 +62,14 @@ class RawAdmission:
         """Check and store. With a `key` seen before, the job is that of the first request, and the second answer says so."""
         self._require_right(caller)
         job_id = new_job_id()
-        graph = self._prepare(wish.workflow, job_id)
-        spec = self._spec(wish, caller, graph, job_id)
+        graph, uses = self._prepare(wish.workflow, job_id)
+        inputs = await self._bring(caller, graph, uses)
+        spec = self._spec(wish, caller, graph, inputs, job_id)
         await self._require_nodes(spec.needs)
         job = Job(spec=spec)
         admitted = await self._store.create(spec, json.dumps(graph, ensure_ascii=False).encode(), key=key)
         if admitted.job_id == job.id:
+            await self._inputs.keep(spec)
             return job, False
         return await self._store.load(admitted.job_id) or job, True
 
@@ -63,11 +81,40 @@ class RawAdmission:
             message = "Graphs of one's own need a key with the scope `admin`."
             raise Forbidden(message, details={"allowed": "admin", "value": sorted(caller.scopes)})
 
-    def _prepare(self, workflow: Any, job_id: str) -> Graph:
+    def _prepare(self, workflow: Any, job_id: str) -> tuple[Graph, list[AssetUse]]:
         try:
-            return prepare_raw(workflow, self._rules, job_id=job_id)[0]
+            return prepare_raw(workflow, self._rules, job_id=job_id)
         except WorkflowError as error:
             raise translate_workflow_error(error) from error
+
+    async def _bring(self, caller: Caller, graph: Graph, uses: list[AssetUse]) -> tuple[JobInput, ...]:
+        """Put the names of files of ours where the graph names assets. A name that is no asset's must be a choice of the instance."""
+        sources: dict[tuple[str, str], Source] = {}
+        for use in uses:
+            asset_id = use.asset_id or await self._find_by_name(caller, use.name or "")
+            if asset_id is not None:
+                sources[use.node_id, use.input] = await self._find(caller, use, asset_id)
+        brought = await self._inputs.bring_whole(caller.id, {f"{node_id}.{name}": source for (node_id, name), source in sources.items()})
+        for (node_id, name), given in zip(sources, brought, strict=True):
+            graph[node_id]["inputs"][name] = given.file
+        return brought
+
+    async def _find_by_name(self, caller: Caller, name: str) -> str | None:
+        """The newest of the caller's latest uploads of that name."""
+        found, _ = await self._assets.page(caller.id, None, LATEST_UPLOADS)
+        return next((asset.id for asset in found if asset.name == name), None)
+
+    async def _find(self, caller: Caller, use: AssetUse, asset_id: str) -> Source:
+        """An upload, or an output of another job."""
+        place = parse_output_id(asset_id)
+        job = await self._store.load(place[0]) if place else None
+        if place and job is not None and job.spec.caller == caller.id and place[1] < len(job.outputs):
+            output = job.outputs[place[1]]
+            return Source(output.sha256, lambda: self._storage.get(output.key))
+        try:
+            return await self._inputs.find_upload(caller.id, f"{use.node_id}.{use.input}", asset_id)
+        except NotFound as error:
+            raise translate_workflow_error(MissingAsset(use.node_id, use.input, asset_id)) from error
 
     async def _require_nodes(self, needs: Needs) -> None:
         try:
@@ -76,7 +123,7 @@ class RawAdmission:
             # To the caller the graph is what is wrong: nothing the gateway can do makes the class appear.
             raise Unprocessable(error.message, code="invalid_workflow", hint=error.hint, details=error.details) from error
 
-    def _spec(self, wish: RawWish, caller: Caller, graph: Graph, job_id: str) -> JobSpec:
+    def _spec(self, wish: RawWish, caller: Caller, graph: Graph, inputs: tuple[JobInput, ...], job_id: str) -> JobSpec:
         digest = hashlib.sha256(json.dumps(graph, sort_keys=True).replace(job_id, "").encode()).hexdigest()
         return JobSpec(
             id=job_id,
@@ -87,7 +134,8 @@ class RawAdmission:
             base_model=self._base_model_of(graph),
             parameters={},
             seed=0,
-            needs=needs_of(graph),
+            inputs=inputs,
+            needs=needs_of(graph, [given.file for given in inputs]),
             metadata=wish.metadata,
             timeout_s=self._settings.timeout_s,
             queue_timeout_s=self._settings.queue_timeout_s,

@@ -158,7 +158,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 curation = Curation(datasets, storage)
                 telling = (deliveries, webhooks)
                 places = (store, feed, storage, outside, loras, registry, fleet, keys, usage, doorkeeper)
-                raw = RawAdmission(settings, catalog, store, admission)
+                raw = RawAdmission(settings, catalog, store, storage, assets, inputs, admission)
                 works = (admission, raw, datasets, curation, assets, trainings, Captionings(settings, trainings))
                 yield Runtime(settings, catalog, redis, *places, *works, *telling, gpu, metrics)
             finally:

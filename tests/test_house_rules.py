@@ -120,6 +120,9 @@ FRIENDS = (
     ("gateway.webhooks", "gateway.presentation"),
     ("gateway.openai_images", "gateway.bodies"),
     ("gateway.raw_admission", "gateway.admission"),
+    ("gateway.raw_admission", "gateway.assets"),
+    ("gateway.raw_admission", "gateway.comfy_v2"),
+    ("gateway.raw_admission", "gateway.inputs"),
     ("gateway.routes", "gateway.routes.deps"),
 )
 # Package -> top-level names that it never imports, and why a line further down would say no more.

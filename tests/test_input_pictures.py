@@ -111,3 +111,14 @@ def test_what_is_refused(body: bytes, recipe: Recipe, code: str) -> None:
         make(body, "image", recipe)
     assert caught.value.problem.code == code
     assert "image" in caught.value.problem.message
+
+
+def test_a_whole_picture_keeps_its_transparency() -> None:
+    clear = Image.new("RGBA", (80, 64), (200, 100, 50, 40))
+    target = io.BytesIO()
+    clear.save(target, "PNG")
+    made = make(target.getvalue(), "image", Recipe("whole", None, 1))
+    with Image.open(io.BytesIO(made.body)) as image:
+        assert (image.mode, image.size, image.getpixel((3, 3))) == ("RGBA", (80, 64), (200, 100, 50, 40))
+    with Image.open(io.BytesIO(make(picture(4, 80, 64), "image", Recipe("whole", None, 1)).body)) as image:
+        assert image.mode == "RGB"

@@ -17,6 +17,7 @@ from comfy_sdk import (
     Comfy,
     InvalidWorkflow,
     JobFailed,
+    MissingAsset,
     NotFound,
     OutputReady,
     Preview,
@@ -45,6 +46,20 @@ def draw(color: int = RED, size: int = 32, prefix: str = "ComfyUI") -> Graph:
         "8": {"class_type": "ImageInvert", "inputs": {"image": ["3", 0]}},
         "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": prefix}},
     }
+
+
+def invert_photo() -> Graph:
+    return {
+        "10": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "8": {"class_type": "ImageInvert", "inputs": {"image": ["10", 0]}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "ComfyUI"}},
+    }
+
+
+def paint(color: tuple[int, int, int] = (255, 0, 0)) -> bytes:
+    target = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(target, "PNG")
+    return target.getvalue()
 
 
 def draw_slowly(steps: int, delay_ms: int = 20) -> Graph:
@@ -83,6 +98,30 @@ def open_picture(body: bytes) -> Image.Image:
 
 
 # -- the README, section by section ----------------------------------------------------------------------------
+
+
+def test_getting_started(client: Comfy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("workflow_api.json").write_text(json.dumps(invert_photo()))
+    Path("photo.png").write_bytes(paint())
+    wf = client.workflows.from_file("workflow_api.json")
+    asset = client.assets.from_file("photo.png")
+    wf.set_input("10", "image", asset)
+    job = client.run(wf)
+    for output in job.get_outputs("9"):
+        output.to_file(output.name)
+    assert open_picture(Path("ComfyUI_00001_.png").read_bytes()).getpixel((1, 1)) == CYAN
+
+
+def test_a_picture_is_named_as_it_was_uploaded_and_an_output_is_an_input(client: Comfy) -> None:
+    client.assets.from_bytes(paint((0, 0, 255)), filename="blue.png").commit()
+    graph = invert_photo()
+    graph["10"]["inputs"]["image"] = "blue.png"
+    [yellow] = client.run(client.workflows.from_json(graph)).outputs
+    assert open_picture(yellow.to_bytes()).getpixel((1, 1)) == (255, 255, 0)
+    graph["10"]["inputs"]["image"] = {"__type": "core/ASSET", "info": {"id": yellow.id}}
+    [blue] = client.run(client.workflows.from_json(graph)).outputs
+    assert open_picture(blue.to_bytes()).getpixel((1, 1)) == (0, 0, 255)
 
 
 def test_a_graph_from_a_file_runs_and_its_output_is_saved(client: Comfy, tmp_path: Path) -> None:
@@ -207,6 +246,10 @@ def test_errors_are_those_the_sdk_knows(client: Comfy) -> None:
     assert caught.value.details["node_errors"]["8"][0]["reason"] == "class_not_allowed"
     with pytest.raises(InvalidWorkflow):
         submit({**draw(), "8": {"class_type": "Canny", "inputs": {"image": ["3", 0]}}})  # allowed, but on neither engine
+    with pytest.raises(MissingAsset):
+        submit({**invert_photo(), "10": {"class_type": "LoadImage", "inputs": {"image": {"__type": "core/ASSET", "info": {"id": "x"}}}}})
+    with pytest.raises(InvalidWorkflow):
+        submit({**invert_photo(), "10": {"class_type": "LoadImage", "inputs": {"image": "nowhere.png"}}})  # no upload, no choice
     with pytest.raises(ComfyError) as labels:
         submit(draw(), metadata={"a b": "c"})
     assert labels.value.code == "metadata_invalid"
@@ -223,17 +266,16 @@ def test_errors_are_those_the_sdk_knows(client: Comfy) -> None:
 
 
 def test_an_asset_is_uploaded_once_found_by_its_hash_and_deleted(client: Comfy, tmp_path: Path) -> None:
-    target = io.BytesIO()
-    Image.new("RGB", (24, 16), (10, 20, 30)).save(target, "PNG")
-    (tmp_path / "photo.png").write_bytes(target.getvalue())
+    content = paint((10, 20, 30))
+    (tmp_path / "photo.png").write_bytes(content)
     asset = client.assets.from_file(tmp_path / "photo.png")
     asset.commit()
-    again = client.assets.from_bytes(target.getvalue(), filename="photo.png")
+    again = client.assets.from_bytes(content, filename="photo.png")
     again.commit()
     assert (asset.created_new, again.created_new, again.id) == (True, False, asset.id)
-    other = client.assets.from_bytes(target.getvalue(), filename="other.png")
+    other = client.assets.from_bytes(content, filename="other.png")
     assert other.commit() != asset.id
-    assert httpx.get(asset.get_download_url().url).content == target.getvalue()
+    assert httpx.get(asset.get_download_url().url).content == content
     assert client.assets.get(asset.id or "").hash == asset.hash
     asset.delete()
     with pytest.raises(NotFound):
