@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from comfy_workflows.catalog import Catalog
 from comfy_workflows.workflow import Workflow
@@ -25,6 +25,7 @@ from gateway.storage import Storage
 MAX_N, MAX_PARTIALS = 10, 3
 # Of the steps that the base model asks for.
 _STEPS_SHARE = {"low": 0.5, "high": 1.5, "hd": 1.5}
+_NUMBERS = ("integer", "number", "seed")
 _MODERATED = ("moderated", "moderation_blocked")
 
 
@@ -59,6 +60,25 @@ class ImageRequest(BaseModel):
         if is_deeper(body, MAX_DEPTH):
             raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
         return body
+
+
+def read_form_request(fields: Mapping[str, str], catalog: Catalog) -> ImageRequest:
+    """A request whose fields came as texts. Raises Unprocessable that names the field."""
+    numbers = {name for known in catalog.names() for name, one in catalog.get(known).parameters.items() if one.type in _NUMBERS}
+    try:
+        return ImageRequest.model_validate({name: _read_number(text) if name in numbers else text for name, text in fields.items()})
+    except ValidationError as invalid:
+        fault = invalid.errors(include_url=False)[0]
+        name = ".".join(map(str, fault["loc"])) or "body"
+        details = {"parameter": name, "value": fields.get(name, "")[:100], "allowed": fault["msg"]}
+        raise Unprocessable(f"{name}: {fault['msg']}", code="invalid_parameter", details=details) from invalid
+
+
+def _read_number(text: str) -> int | float | str:
+    """What is none stays as it is: the workflow says what is wrong with it."""
+    if re.fullmatch(r"-?[0-9]{1,20}", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?[0-9]{0,20}\.[0-9]{1,20}", text) else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,11 +114,7 @@ def test_what_is_refused(body: bytes, recipe: Recipe, code: str) -> None:
 
 
 def test_a_whole_picture_keeps_its_transparency() -> None:
+    whole = Recipe("whole", None, 1)
     clear = Image.new("RGBA", (80, 64), (200, 100, 50, 40))
-    target = io.BytesIO()
-    clear.save(target, "PNG")
-    made = make(target.getvalue(), "image", Recipe("whole", None, 1))
-    with Image.open(io.BytesIO(made.body)) as image:
-        assert (image.mode, image.size, image.getpixel((3, 3))) == ("RGBA", (80, 64), (200, 100, 50, 40))
-    with Image.open(io.BytesIO(make(picture(4, 80, 64), "image", Recipe("whole", None, 1)).body)) as image:
-        assert image.mode == "RGB"
+    assert open_made(make(encode(clear), "image", whole), "RGBA").getpixel((3, 3)) == (200, 100, 50, 40)
+    open_made(make(picture(4, 80, 64), "image", whole), "RGB")

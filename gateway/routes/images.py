@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import IO as File
+from typing import Annotated, cast
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.admission import Wish
+from gateway.asset_records import Asset
+from gateway.assets import BYTES_TYPE
 from gateway.auth import Caller
 from gateway.bodies import read_idempotency_key
 from gateway.dialects import describe_openai
-from gateway.errors import FluxgateError
+from gateway.errors import FluxgateError, Unprocessable
 from gateway.jobs.model import TERMINAL, Event, EventKind, Job, Progress
+from gateway.multipart import Form, read_form
 from gateway.openai_images import (
     ImageEvents,
     ImageRequest,
     frame_error,
     present_images,
+    read_form_request,
     read_metadata,
     read_model,
     read_parameters,
@@ -35,6 +40,24 @@ router = APIRouter(prefix="/v1/images", tags=["openai images"])
 
 # What the clients themselves wait for.
 HOLD_S = 600.0
+# The workflows of edits that name none.
+EDIT, EDIT_WITH_MASK = "flux-img2img", "flux-fill"
+MAX_FILES, MAX_FIELD_BYTES = 17, 131_072
+_PICTURE = {"type": "string", "format": "binary"}
+_EDIT_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image", "prompt"],
+                    "properties": {"image": _PICTURE, "mask": _PICTURE, **ImageRequest.model_json_schema()["properties"]},
+                }
+            }
+        },
+    }
+}
 
 IdempotencyHeader = Annotated[str | None, Header(description="The same key and body again run nothing and get the first job's pictures.")]
 
@@ -48,13 +71,44 @@ async def create_images(
     return await _answer("image_generation", request, runtime, job)
 
 
+@router.post("/edits", response_class=JSONResponse, openapi_extra=_EDIT_BODY)
+async def edit_image(request: Request, runtime: Runtime, caller: CurrentCaller, idempotency_key: IdempotencyHeader = None) -> Response:
+    """A picture made anew from another, as a whole or where a mask is transparent."""
+    form = await read_form(
+        request.headers.get("content-type", ""),
+        request.stream(),
+        max_files=MAX_FILES,
+        max_field_bytes=MAX_FIELD_BYTES,
+        file_fields=("image", "image[]", "mask"),
+    )
+    try:
+        pictures = await _keep(form, runtime, caller)
+    finally:
+        form.close()
+    wanted = read_form_request(form.fields, runtime.catalog)
+    return await _answer("image_edit", wanted, runtime, await _admit(wanted, runtime, caller, idempotency_key, pictures))
+
+
+async def _keep(form: Form, runtime: RuntimeState, caller: Caller) -> dict[str, Asset]:
+    """The pictures of an edit as uploads, by parameter."""
+    parts = {part.field.removesuffix("[]"): part for part in form.files}
+    if "image" not in parts or len(parts) < len(form.files):
+        details = {"parameter": "image", "value": len(form.files), "allowed": "one picture, and one mask"}
+        raise Unprocessable("An edit is of one picture.", code="invalid_parameter", details=details)
+    return {
+        name: await runtime.assets.put_file(caller.id, cast(File[bytes], form.open(part)), BYTES_TYPE, is_listed=False)
+        for name, part in parts.items()
+    }
+
+
 async def _admit(
-    request: ImageRequest, runtime: RuntimeState, caller: Caller, idempotency_key: str | None, pictures: dict[str, Any]
+    request: ImageRequest, runtime: RuntimeState, caller: Caller, idempotency_key: str | None, pictures: dict[str, Asset]
 ) -> Job:
-    model = read_model(request.model, runtime.catalog, runtime.admission.workflow(None))
-    parameters = read_parameters(request, model, runtime.settings) | pictures
+    default = None if not pictures else EDIT_WITH_MASK if "mask" in pictures else EDIT
+    model = read_model(request.model, runtime.catalog, runtime.admission.workflow(default))
+    parameters = read_parameters(request, model, runtime.settings) | {name: asset.id for name, asset in pictures.items()}
     wish = Wish(model.workflow.name, parameters, metadata=read_metadata(request))
-    body = [request.model_dump(), sorted(pictures.items())]
+    body = [request.model_dump(), sorted((name, asset.sha256) for name, asset in pictures.items())]
     key = None if idempotency_key is None else read_idempotency_key(caller, idempotency_key, "openai-images", body)
     return (await runtime.admission.admit(wish, caller, key))[0]
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from tests.journeys.api import Api
 
@@ -90,6 +90,59 @@ async def test_the_async_client_streams_too(api: Api) -> None:
     assert [open_b64(event.b64_json).size for event in events] == [(256, 256)] * 2
 
 
+def paint(color: tuple[int, int, int], size: tuple[int, int] = (256, 256), clear: tuple[int, int, int, int] | None = None) -> bytes:
+    """One colour; `clear` is a box that is transparent."""
+    picture = Image.new("RGBA", size, (*color, 255))
+    if clear is not None:
+        picture.paste((0, 0, 0, 0), clear)
+    target = io.BytesIO()
+    picture.save(target, "PNG")
+    return target.getvalue()
+
+
+def test_an_edit_begins_from_the_picture(client: openai.OpenAI, api: Api) -> None:
+    asked: dict[str, Any] = {"image": ("photo.png", paint((0, 0, 255), (320, 256))), "prompt": PROMPT, "n": 2}
+    answer = client.images.with_raw_response.edit(**asked, extra_body={"steps": 4, "seed": 5, "strength": 0.3})
+    job = api.get(answer.headers["x-generation-id"])
+    assert (job["workflow"], job["parameters"]["strength"], job["parameters"]["steps"]) == ("flux-img2img", 0.3, 4)
+    data = answer.parse().data
+    assert data is not None
+    assert [open_b64(picture.b64_json).size for picture in data] == [(320, 256)] * 2
+    blue = open_b64(data[0].b64_json).convert("RGB").resize((1, 1)).getpixel((0, 0))
+    assert isinstance(blue, tuple)
+    assert blue[2] > 1.5 * max(blue[:2])
+
+
+def test_an_edit_with_a_mask_changes_what_is_transparent_there(client: openai.OpenAI, api: Api) -> None:
+    before = Image.open(io.BytesIO(paint((0, 0, 255)))).convert("RGB")
+    pictures: dict[str, Any] = {"image": paint((0, 0, 255)), "mask": paint((0, 0, 0), clear=(128, 0, 256, 256))}
+    *_, last = list(client.images.edit(**pictures, prompt="a red square", stream=True, extra_body={"steps": 6, "seed": 5}))
+    assert last.type == "image_edit.completed"
+    after = open_b64(last.b64_json).convert("RGB")
+    kept, changed = (
+        max(ImageChops.difference(before.crop(box), after.crop(box)).tobytes()) for box in ((0, 0, 96, 256), (160, 0, 256, 256))
+    )
+    assert kept < 16
+    assert changed > 60
+    [newest] = api.http.get("/v1/generations", params={"limit": 1}).json()["data"]
+    assert newest["workflow"] == "flux-fill"
+
+
+async def test_the_async_client_edits_too(api: Api) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{api.http.base_url}/v1", api_key="anything", max_retries=0) as client:
+        answer = await client.images.edit(
+            model="flux-img2img+tok:0.4",
+            image=[paint((0, 255, 0))],
+            prompt="TOK",
+            size="512x256",
+            output_format="jpeg",
+            extra_body={"steps": 2},
+        )
+    assert answer.data is not None
+    picture = open_b64(answer.data[0].b64_json)
+    assert (picture.format, picture.size) == ("JPEG", (512, 256))
+
+
 def test_a_model_is_a_workflow_or_a_base_model_with_loras_behind_it(client: openai.OpenAI, api: Api) -> None:
     listed = client.models.list()
     assert {"tinyflux", "flux1-dev"} <= {model.id for model in listed}
@@ -131,6 +184,24 @@ def test_what_does_not_fit_is_refused_in_openais_shape(
         client.images.generate(**{"prompt": PROMPT, **asked})
     assert (caught.value.code, caught.value.param, caught.value.type) == (code, param, "invalid_request_error")
     assert set(caught.value.response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "param"),
+    [
+        ({"image": [paint((1, 1, 1)), paint((2, 2, 2))]}, "invalid_parameter", "image"),
+        ({"image": b"no picture"}, "picture_refused", "image"),
+        ({"mask": paint((0, 0, 0), (64, 128))}, "picture_refused", "mask"),
+        ({"model": "flux"}, "unknown_parameter", "image"),
+        ({"n": 11}, "invalid_parameter", "n"),
+        ({"extra_body": {"strength": 7}}, "invalid_parameter", "strength"),
+        ({"mask": paint((0, 0, 0), clear=(0, 0, 9, 9)), "size": "512x512"}, "unknown_parameter", "size"),
+    ],
+)
+def test_an_edit_that_does_not_fit_is_refused(client: openai.OpenAI, asked: dict[str, Any], code: str, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(**{"image": paint((0, 0, 255)), "prompt": PROMPT, **asked})
+    assert (caught.value.code, caught.value.param) == (code, param)
 
 
 def test_a_job_that_fails_is_an_error_that_the_client_does_not_try_again(client: openai.OpenAI, api: Api) -> None:
