@@ -167,9 +167,8 @@ class Trainings:
         await self._check_machines(request, model.family, dataset)
         source = model.trains_on or model.source
         access = await self._check_access(self._settings.base_model_paths.get(model.name, source))
-        asked = request.model_dump(exclude={"metadata", "base", "webhook"})
-        parameters = {**asked, "alpha": request.rank, "family": model.family, "source": source, "flavour": model.flavour, "access": access}
         seed = request.seed if request.seed >= 0 else secrets.randbelow(2**31)
+        parameters = {**describe_parameters(request, model, seed), "access": access}
         job_id = new_job_id("trn")
         # One that goes on from another works in that one's folder, where the checkpoints are.
         parameters["run"] = await self._run_of(request.resume_from) or job_id
@@ -180,7 +179,7 @@ class Trainings:
             workflow=TRAINING,
             workflow_version="1",
             base_model=model.name,
-            parameters={**parameters, "seed": seed},
+            parameters=parameters,
             seed=seed,
             metadata=request.metadata,
             webhook=webhook,
@@ -322,6 +321,13 @@ class Trainings:
                 details={"parameter": "dataset", "value": request.dataset, "report": report.model_dump(mode="json")},
             )
         return dataset
+
+
+def describe_parameters(request: TrainingRequest, model: BaseModelInfo, seed: int) -> dict[str, Any]:
+    """What the worker is told of a request."""
+    asked = request.model_dump(exclude={"metadata", "base", "webhook"})
+    source = model.trains_on or model.source
+    return {**asked, "alpha": request.rank, "seed": seed, "family": model.family, "flavour": model.flavour, "source": source}
 
 
 def _refuse(parameter: str, value: object, allowed: str, hint: str | None) -> Unprocessable:

@@ -51,6 +51,10 @@ class Journal:
         self._job = self._job.model_copy(update={"plan": plan})
         await self._write([(EventKind.LOG, "", json.dumps({"message": message, "plan": plan}))], plan=plan)
 
+    async def note(self, message: str) -> None:
+        """A line for people."""
+        await self._write([(EventKind.LOG, "", json.dumps({"message": message}))])
+
     async def tell_all(self, heard: asyncio.Queue[TrainerEvent | None]) -> None:
         """Tell events in their order until None comes."""
         while (event := await heard.get()) is not None:
@@ -67,7 +71,7 @@ class Journal:
         elif isinstance(event, Sample):
             await self._tell_sample(event)
         elif isinstance(event, Notice):
-            await self._write([(EventKind.LOG, "", json.dumps({"message": event.message}))])
+            await self.note(event.message)
 
     def _progress_of(self, step: Step) -> Progress:
         self._steps = [*self._steps[-PACE_STEPS:], (step.step, time.monotonic())]
@@ -91,7 +95,7 @@ class Journal:
         try:
             await self._storage.put(key, sample.image, sample.media_type)
         except StorageUnavailable as error:
-            await self._write([(EventKind.LOG, "", json.dumps({"message": f"A sample was not stored: {error.message}"}))])
+            await self.note(f"A sample was not stored: {error.message}")
             return
         data = {
             "step": sample.step,

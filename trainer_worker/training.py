@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from gateway.dataset_records import Dataset
-from gateway.errors import NotFound, Unprocessable
+from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.jobs.model import Job, JobError, JobStatus
 from gateway.preflight import inspect
 from gateway.presets import Machine, Preset, choose_preset, estimate_disk, require_disk
@@ -32,6 +35,12 @@ async def train_lora(held: Held) -> None:
     machine = await asyncio.to_thread(measure, settings)
     require_disk(estimate_needs(job, dataset), machine)
     folder = settings.training_dir.absolute() / str(job.spec.parameters["run"])
+    with alone_in(folder):
+        await train_in(held, folder, dataset, machine)
+
+
+async def train_in(held: Held, folder: Path, dataset: Dataset, machine: Machine) -> None:
+    job, settings = held.claim.job, held.settings
     await write_dataset(dataset, held.storage, folder / "data", str(job.spec.parameters.get("trigger_word") or "") or None)
     trainer = choose_trainer(settings)
     if fault := find_base_fault(base_path_of(job, settings)):
@@ -39,9 +48,25 @@ async def train_lora(held: Held) -> None:
     await held.turn.take(held.stop, held.journal.stage)
     preset = await decide(held, machine, dataset)
     fresh = replace(plan_training(job, settings, folder, resume=False), precision=preset.precision)
-    outcome = await run_trainer(held, trainer, replace(fresh, resume=bool(trainer.find_checkpoints(fresh))))
+    checkpoints = trainer.find_checkpoints(fresh)
+    if job.spec.parameters.get("resume_from") or job.attempts > 1:
+        await held.journal.note(f"Goes on from step {checkpoints[0][0]}." if checkpoints else "Begins anew: there is no whole checkpoint.")
+    outcome = await run_trainer(held, trainer, replace(fresh, resume=bool(checkpoints)))
     await held.turn.give_back(held.journal.stage)
     await conclude(held, outcome, folder, preset)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a run's folder: a second training that goes on from the same one would write between this one's checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            hint = "Wait for it, or cancel it first."
+            raise Conflict("Another training goes on from the same run now.", code="run_in_use", hint=hint) from error
+        yield
 
 
 async def load_dataset(held: Held) -> Dataset:
