@@ -11,7 +11,6 @@ from fastapi import APIRouter, FastAPI
 
 from gateway.edge import EdgeMiddleware, install_error_handlers
 from gateway.routes import (
-    captions,
     catalog,
     comfy_assets,
     comfy_jobs,
@@ -47,7 +46,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(events.router)
     app.include_router(sockets.router)
     app.include_router(datasets.router)
-    app.include_router(captions.router)
     app.include_router(catalog.router)
     app.include_router(trainings.router)
     app.include_router(uploads.router)

@@ -122,6 +122,9 @@ class Settings(BaseSettings):
     )
     caption_provider: str = Field("florence2", description="The caption provider of a request that names none.")
     caption_path: tuple[str, ...] = Field((), description="JSON: folders in which further caption providers' modules lie.")
+    train_unpublishable: bool = Field(
+        False, description="Also train families whose LoRAs ComfyUI would ignore (Wan, HunyuanVideo): the training ends as not publishable."
+    )
     training_lease_s: float = Field(30.0, gt=0, description="Seconds a claimed training stays its worker's without renewal.")
     training_timeout_s: float = Field(24 * 3600.0, gt=0, description="Seconds one training may run.")
     training_stall_s: float = Field(1800.0, gt=0, description="Seconds a training may say nothing before it is stopped.")

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from comfy_workflows.catalog import BaseModelInfo, Catalog
 from comfy_workflows.errors import WorkflowError
 from gateway.auth import Caller
+from gateway.bodies import MAX_DEPTH, is_deeper
 from gateway.dataset_records import Dataset
 from gateway.datasets import DatasetStore
 from gateway.errors import NotFound, RedisUnavailable, Unprocessable
@@ -35,9 +36,10 @@ PAGE = 100
 LOST_PAUSE_S = 30.0
 TRAINABLE = ("flux1", "tinyflux", "wan", "hunyuanvideo")
 VIDEO_FAMILIES = ("wan", "hunyuanvideo")
+# Their files name layers as diffusers does. ComfyUI 0.3.64 knows other names there and ignores each key; Flux's it knows in both.
+UNPUBLISHABLE = ("wan", "hunyuanvideo")
 DEFAULT_VIDEO_FRAMES = 49
 MAX_METADATA_BYTES = 16_384
-MAX_METADATA_DEPTH = 32
 # All that SimpleTuner 3.1.6 has.
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"]
 PERIODIC = ("cosine", "cosine_with_restarts", "sine")
@@ -94,13 +96,8 @@ class TrainingRequest(BaseModel):
     @field_validator("metadata")
     @classmethod
     def _bound(cls, metadata: dict[str, Any]) -> dict[str, Any]:
-        layer: list[Any] = [metadata]
-        for _ in range(MAX_METADATA_DEPTH):
-            layer = [
-                part for whole in layer for part in (whole.values() if isinstance(whole, dict) else whole) if isinstance(part, dict | list)
-            ]
-        if layer or len(json.dumps(metadata)) > MAX_METADATA_BYTES:
-            raise ValueError(f"allowed are {MAX_METADATA_BYTES} bytes of JSON and {MAX_METADATA_DEPTH} levels")
+        if is_deeper(metadata, MAX_DEPTH) or len(json.dumps(metadata)) > MAX_METADATA_BYTES:
+            raise ValueError(f"allowed are {MAX_METADATA_BYTES} bytes of JSON and {MAX_DEPTH} levels")
         return metadata
 
     @model_validator(mode="after")
@@ -267,6 +264,13 @@ class Trainings:
         if self._settings.trainer == "simpletuner" and request.lr_scheduler in PERIODIC and request.warmup < 1:
             hint = f"SimpleTuner takes warmup for the period of {request.lr_scheduler}; give the steps of one."
             raise _refuse("warmup", request.warmup, f"1 or more with {request.lr_scheduler}", hint)
+        if family in UNPUBLISHABLE and not self._settings.train_unpublishable:
+            raise Unprocessable(
+                f"ComfyUI would ignore a LoRA for {family}: it does not know the names that SimpleTuner gives its layers.",
+                code="family_not_publishable",
+                hint="TRAIN_UNPUBLISHABLE=true trains it all the same; its checkpoints stay on the trainer's machine.",
+                details={"parameter": "base", "value": request.base, "allowed": "a base model of family flux1, tinyflux"},
+            )
         if family == "wan" and request.precision in ("int4", "nf4"):
             raise _refuse("precision", request.precision, "bf16, int8 for wan", None)
         if family not in VIDEO_FAMILIES and request.video_frames is not None:

@@ -112,6 +112,7 @@ FRIENDS = (
     ("gateway.admission", "gateway.reuse"),
     ("gateway.before_after", "gateway.admission"),
     ("gateway.captioning", "gateway.training"),
+    ("gateway.training", "gateway.bodies"),
     ("gateway.comfy_v2", "gateway.presentation"),
     ("gateway.dialects", "gateway.errors"),
     ("gateway.dispatch", "gateway.reuse"),

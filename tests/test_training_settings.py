@@ -123,5 +123,5 @@ def test_metadata_that_is_nested_without_end_is_refused() -> None:
     deep: Any = "x"
     for _ in range(100):
         deep = [deep]
-    with pytest.raises(ValidationError, match="32 levels"):
+    with pytest.raises(ValidationError, match="64 levels"):
         TrainingRequest.model_validate({**BASE, "metadata": {"a": deep}})

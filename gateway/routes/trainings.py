@@ -2,46 +2,92 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
+from gateway.auth import Caller
+from gateway.bodies import read_idempotency_key
+from gateway.captioning import CaptionRequest
+from gateway.datasets import absent
 from gateway.errors import Conflict
-from gateway.jobs.model import Job, JobStatus
+from gateway.jobs.events import read_events
+from gateway.jobs.model import EventKind, Job, JobStatus
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import TRAINING
 from gateway.presentation import present_training
 from gateway.routes.deps import BaseUrl, Runtime, Trainer, decode_cursor, encode_cursor, load_own_job, parse_time
+from gateway.runtime import Runtime as RuntimeState
 from gateway.training import TrainingFilter, TrainingRequest
 
-router = APIRouter(prefix="/v1/trainings", tags=["trainings"])
+router = APIRouter(prefix="/v1", tags=["trainings"])
 
 
-@router.post("", status_code=202, response_class=JSONResponse)
+Key = Annotated[str | None, Header(alias="Idempotency-Key")]
+
+
+@router.post("/trainings", status_code=202, response_class=JSONResponse)
 async def create_training(
-    request: TrainingRequest,
+    request: TrainingRequest, runtime: Runtime, caller: Trainer, base_url: BaseUrl, idempotency_key: Key = None
+) -> JSONResponse:
+    """Train a LoRA. What would fail late is refused now; `urls.events` shows stages, loss and samples."""
+    key = _read_key(caller, idempotency_key, "training", request)
+    if (replay := await _find_replay(runtime, key)) is not None:
+        return replay
+    webhook = await runtime.webhooks.accept(request.webhook, base_url)
+    return await _accept(runtime, await runtime.trainings.admit(request, caller, key, webhook), base_url, key)
+
+
+@router.post("/datasets/{dataset_id}/captions", status_code=202, response_class=JSONResponse)
+async def caption_dataset(
+    dataset_id: str,
     runtime: Runtime,
     caller: Trainer,
     base_url: BaseUrl,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    request: CaptionRequest | None = None,
+    idempotency_key: Key = None,
 ) -> JSONResponse:
-    """Train a LoRA. What would fail late is refused now; `urls.events` shows stages, loss and samples."""
-    key = None
-    if idempotency_key:
-        body_hash = hashlib.sha256(b"training" + request.model_dump_json().encode()).hexdigest()
-        key = IdempotencyKey(caller.id, idempotency_key, body_hash)
-    webhook = await runtime.webhooks.accept(request.webhook, base_url)
-    return _accepted(await runtime.trainings.admit(request, caller, key, webhook), base_url)
+    """Caption the pictures that have no caption of their own, as a job. `urls.events` shows each as it is written."""
+    asked = request or CaptionRequest.model_validate({})
+    key = _read_key(caller, idempotency_key, f"captioning {dataset_id}", asked)
+    if (replay := await _find_replay(runtime, key)) is not None:
+        return replay
+    dataset = await runtime.datasets.load(dataset_id)
+    if dataset is None or dataset.caller != caller.id:
+        raise absent(dataset_id)
+    return await _accept(runtime, await runtime.captionings.admit(dataset, asked, caller, key), base_url, key)
 
 
-def _accepted(job: Job, base_url: str) -> JSONResponse:
+def _read_key(caller: Caller, given: str | None, scope: str, request: BaseModel | None = None) -> IdempotencyKey | None:
+    body = request.model_dump(mode="json") if request is not None else None
+    return None if given is None else read_idempotency_key(caller, given, scope, body)
+
+
+async def _find_replay(runtime: RuntimeState, key: IdempotencyKey | None) -> JSONResponse | None:
+    """The first request's answer. What it was checked against may have changed since, so this comes before every check."""
+    known = await runtime.store.find_replay(key) if key is not None else None
+    if known is None or known[1] is None:
+        # One that died before it answered is answered for by the job it made.
+        return None
+    return _answer(json.loads(known[1]), replayed=True)
+
+
+async def _accept(runtime: RuntimeState, job: Job, base_url: str, key: IdempotencyKey | None = None) -> JSONResponse:
     body = present_training(job, base_url=base_url)
-    return JSONResponse(body, 202, headers={"Location": body["urls"]["self"]})
+    if key is not None:
+        await runtime.store.record_answer(key, json.dumps(body).encode())
+    return _answer(body)
 
 
-@router.get("")
+def _answer(body: dict[str, Any], *, replayed: bool = False) -> JSONResponse:
+    headers = {"Location": body["urls"]["self"], **({"Idempotency-Replayed": "true"} if replayed else {})}
+    return JSONResponse(body, 202, headers=headers)
+
+
+@router.get("/trainings")
 async def list_trainings(
     runtime: Runtime,
     caller: Trainer,
@@ -64,13 +110,13 @@ async def list_trainings(
     }
 
 
-@router.get("/{job_id}")
+@router.get("/trainings/{job_id}")
 async def get_training(job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> dict[str, Any]:
     """The training as it stands."""
     return present_training(await load_own_job(runtime, caller, job_id, "training"), base_url=base_url)
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/trainings/{job_id}/cancel")
 async def cancel_training(job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> dict[str, Any]:
     """Stop it within seconds; its last checkpoint stays, to go on from."""
     await load_own_job(runtime, caller, job_id, "training")
@@ -78,9 +124,12 @@ async def cancel_training(job_id: str, runtime: Runtime, caller: Trainer, base_u
     return present_training(await load_own_job(runtime, caller, job_id, "training"), base_url=base_url)
 
 
-@router.post("/{job_id}/resume", status_code=202, response_class=JSONResponse)
-async def resume_training(job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> JSONResponse:
+@router.post("/trainings/{job_id}/resume", status_code=202, response_class=JSONResponse)
+async def resume_training(job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl, idempotency_key: Key = None) -> JSONResponse:
     """Go on from the newest checkpoint of a training that has ended, as a new job with the same settings and webhook."""
+    key = _read_key(caller, idempotency_key, f"resume {job_id}")
+    if (replay := await _find_replay(runtime, key)) is not None:
+        return replay
     earlier = await load_own_job(runtime, caller, job_id, "training")
     if earlier.spec.workflow != TRAINING:
         hint = "Ask for it again: what has a caption is left alone."
@@ -90,14 +139,25 @@ async def resume_training(job_id: str, runtime: Runtime, caller: Trainer, base_u
     asked = {name: value for name, value in earlier.spec.parameters.items() if name in TrainingRequest.model_fields}
     request = TrainingRequest.model_validate({**asked, "base": earlier.spec.base_model, "resume_from": job_id})
     webhook = await runtime.deliveries.webhook_of(earlier)
-    return _accepted(await runtime.trainings.admit(request, caller, webhook=webhook), base_url)
+    return await _accept(runtime, await runtime.trainings.admit(request, caller, key, webhook), base_url, key)
 
 
-@router.delete("/{job_id}")
+@router.delete("/trainings/{job_id}")
 async def delete_training(job_id: str, runtime: Runtime, caller: Trainer) -> dict[str, Any]:
-    """Forget a training that has ended: its record and events. The LoRA it published stays."""
+    """Forget a training that has ended: its record, events and samples. The LoRA it published stays."""
     job = await load_own_job(runtime, caller, job_id, "training")
     if not job.is_terminal:
         raise Conflict(f"{job.id} is {job.status}.", code="job_not_ended", hint="Cancel it first.", details={"status": job.status})
+    samples = await _list_samples(runtime, job_id)
     await runtime.store.delete(job_id)
+    await runtime.storage.delete(samples)
     return {"id": job_id, "object": "training.deleted"}
+
+
+async def _list_samples(runtime: RuntimeState, job_id: str) -> list[str]:
+    """Where its sample pictures lie in the bucket, as its events say."""
+    keys, after = list[str](), "0"
+    while events := await read_events(runtime.redis, job_id, after):
+        keys += [str(json.loads(event.data)["key"]) for event in events if event.kind == EventKind.SAMPLE]
+        after = events[-1].id
+    return keys

@@ -71,6 +71,7 @@ def test_missing_captions_are_written_and_the_report_is_content(studio: Studio) 
     assert (again.status_code, again.json()["error"]["code"]) == (409, "nothing_to_caption")
     asked = {"overwrite": True}
     replaced = studio.http.post(f"/v1/datasets/{dataset['id']}/captions", json=asked, headers={"Idempotency-Key": "once"}).json()
+    assert replaced["parameters"]["overwrite"] is True
     twin = studio.http.post(f"/v1/datasets/{dataset['id']}/captions", json=asked, headers={"Idempotency-Key": "once"}).json()
     assert twin["id"] == replaced["id"]
     assert studio.wait(replaced["id"])["status"] == "succeeded"

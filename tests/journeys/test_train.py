@@ -14,7 +14,7 @@ import redis
 
 from local.services import S3Server
 from tests.journeys.api import wait_until
-from tests.journeys.studio import ENDED, PATIENCE_S, Studio, running_studio
+from tests.journeys.studio import ENDED, PATIENCE_S, Studio, running_studio, zip_pictures
 from tests.webhook_receiver import Receiver
 
 # Two LoRAs have room in the instance's folder.
@@ -143,3 +143,23 @@ def test_a_lora_that_was_taken_away_comes_back_before_the_job_that_needs_it(stud
     gone = next(file for file in published if not (folder / file).exists())
     assert studio.generate(1.0, lora=gone) != studio.generate(0.0, lora=gone)
     assert (folder / gone).exists()
+
+
+def test_a_try_again_gets_the_first_answer_whatever_has_changed(studio: Studio) -> None:
+    files = {"files": ("pictures.zip", zip_pictures(5), "application/zip")}
+    dataset = studio.http.post("/v1/datasets", data={"trigger_word": "TOK"}, files=files).json()["id"]
+    body = {"name": "once", "dataset": dataset, "steps": 1, "resolution": 128, "sample_every": 1, "sample_prompts": ["TOK"]}
+    headers = {"Idempotency-Key": "once"}
+    first = studio.http.post("/v1/trainings", json=body, headers=headers)
+    assert studio.wait(first.json()["id"])["status"] == "succeeded"
+    studio.http.delete(f"/v1/datasets/{dataset}")
+    again = studio.http.post("/v1/trainings", json=body, headers=headers)
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert again.headers["Idempotency-Replayed"] == "true"
+    other = studio.http.post("/v1/trainings", json={**body, "steps": 2}, headers=headers)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reuse")
+    sample = next(data for _, kind, data in studio.events(first.json()["id"]) if kind == "sample")
+    assert httpx.get(sample["url"]).status_code == 200
+    assert studio.http.delete(f"/v1/trainings/{first.json()['id']}").status_code == 200
+    assert studio.http.get(f"/v1/trainings/{first.json()['id']}").status_code == 404
+    assert httpx.get(sample["url"]).status_code == 404, "its samples are gone with it"
