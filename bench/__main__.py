@@ -15,11 +15,16 @@ from pathlib import Path
 
 import aiohttp
 
-from bench import gap, overhead, relay
+from bench import gap, instances, overhead, relay
 from bench.caller import BenchFailure
 from local.child import ChildError
 
-BENCHES: dict[str, Callable[[Path, float], Awaitable[None]]] = {"overhead": overhead.run, "gap": gap.run, "relay": relay.run}
+BENCHES: dict[str, Callable[[Path, float], Awaitable[None]]] = {
+    "overhead": overhead.run,
+    "gap": gap.run,
+    "relay": relay.run,
+    "instances": instances.run,
+}
 
 
 async def run_all(names: list[str], share: float) -> None:

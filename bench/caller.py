@@ -42,7 +42,11 @@ class Caller:
 
     async def make_streaming(self, body: dict[str, Any]) -> dict[str, Any]:
         """POST, then the event stream until the terminal status."""
-        return _require_success(await self.follow(await self.submit(body)))
+        return await self.follow_to_success(await self.submit(body))
+
+    async def follow_to_success(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The job as its stream last told it; BenchFailure when it did not succeed."""
+        return _require_success(await self.follow(job))
 
     async def follow(self, job: dict[str, Any]) -> dict[str, Any]:
         """The job as its stream last told it."""
@@ -68,6 +72,18 @@ class Caller:
             async with self._session.get(job["urls"]["self"]) as response:
                 job = await response.json()
             await asyncio.sleep(0 if job["status"] == status else 0.1)
+
+    async def wait_for_instances(self, count: int) -> None:
+        """Return when that many instances are up; BenchFailure after a minute."""
+        deadline = time.monotonic() + 60
+        while True:
+            async with self._session.get(f"{self._url}/v1/instances") as response:
+                up = [instance for instance in (await response.json())["data"] if instance["state"] == "up"]
+            if len(up) >= count:
+                return
+            if time.monotonic() > deadline:
+                raise BenchFailure(f"{len(up)} of {count} instances are up")
+            await asyncio.sleep(0.1)
 
     async def fetch_picture(self, job: dict[str, Any]) -> bytes:
         """The bytes behind the signed URL; BenchFailure unless they are those that the job tells of."""
