@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.fleet_load import Work
-from gateway.dispatch.fleet import Candidate, InstanceView, Placement, date_line
+from gateway.dispatch.fleet import LOOK_AHEAD, Candidate, InstanceView, Placement, date_line
 from gateway.jobs.model import Needs
 
 SLOTS = 2
-LOOK_AHEAD = 32
 IDLE_S = 1.0  # the dispatcher looks again after this long without news
 PLACE_S = 0.003  # one placement: a look, a claim, a submit; one dispatcher makes them one after the other
 MODEL_FROM_DISK_S, MODEL_FROM_RAM_S = 12.0, 4.0

@@ -12,8 +12,19 @@ from hypothesis import strategies as st
 
 from bench.fleet import RoundRobin, choose_least_queue, compare, measure_throughput
 from bench.fleet_load import Arrivals, Load, Work
-from bench.fleet_model import LOOK_AHEAD, MODEL_FROM_DISK_S, Line, Policy, Simulation
-from gateway.dispatch.fleet import FIRST_MS, HOLD_MS, OVERTAKE_MS, Candidate, InstanceView, Placement, choose, date_line, missing
+from bench.fleet_model import MODEL_FROM_DISK_S, Line, Policy, Simulation
+from gateway.dispatch.fleet import (
+    FIRST_MS,
+    HOLD_MS,
+    LOOK_AHEAD,
+    OVERTAKE_MS,
+    Candidate,
+    InstanceView,
+    Placement,
+    choose,
+    date_line,
+    missing,
+)
 from gateway.instances import Catalog
 from gateway.jobs.model import Needs
 from gateway.jobs.store import JobStore
@@ -124,6 +135,15 @@ def test_one_instance_falls_idle_for_the_job_that_was_first_for_long_enough() ->
     assert choose([first, other], fleet, FIRST_MS) == Placement("other", "b", warm=True)
     fleet[0] = InstanceView("a", 2, 0, "popular", frozenset(), None)
     assert choose([first, other], fleet, FIRST_MS) == Placement("first", "a", warm=False)
+
+
+def test_a_full_window_does_not_hide_how_many_wait() -> None:
+    fleet = [running(f"r{number}", "popular") for number in range(40)] + [InstanceView("empty", 2, 0, None, frozenset(), None)]
+    line = [seen(f"j{number}", "popular", 0) for number in range(LOOK_AHEAD)]
+    behind = [view for view in fleet if view.slots_used]
+    full = [*(InstanceView(view.id, 0, 2, "popular", frozenset(), None) for view in behind), fleet[-1]]
+    assert choose(line[:-1], full, 0) is None, "the last of a short line is served sooner by those at work"
+    assert choose(line, full, 0) == Placement("j0", "empty", warm=False)
 
 
 def test_a_line_is_dated_once() -> None:

@@ -17,7 +17,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from gateway.dispatch.execution import Execution, LeaseLost
-from gateway.dispatch.fleet import Candidate, choose, date_line
+from gateway.dispatch.fleet import LOOK_AHEAD, Candidate, choose, date_line
 from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
 from gateway.dispatch.lora_disk import LoraDisk
@@ -37,7 +37,6 @@ from gateway.telemetry import Metrics, job_context
 
 log = logging.getLogger(__name__)
 
-LOOK_AHEAD = 32
 REMEMBERED = 4096
 IDLE_S = 1.0
 CONTENTION_S = 0.005
@@ -75,6 +74,8 @@ class Dispatcher:
         self._interrupted: list[Claim] = []
         self._line: list[str] = []  # ids as of the last look
         self._line_due = 0.0
+        self._line_is_cut = False  # more wait than were seen
+        self._claiming: set[str] = set()  # placed, and perhaps still in Redis's line
         self._wake = asyncio.Event()
         self._roster = Roster(settings, session, store, registry, fleet, loras, gpu, self._wake)
         self._instances = self._roster.instances
@@ -162,10 +163,15 @@ class Dispatcher:
             waiting = await self._look_ahead()
             placement = choose(waiting, [instance.view() for instance in self._instances.values()], now_ms())
             if placement is None:
-                return
+                if not self._line_is_cut or len(self._line) >= LOOK_AHEAD:
+                    return
+                # Of those that were seen some are placed: as many more are looked at.
+                self._line_due = 0.0
+                continue
             instance, candidate = self._instances[placement.instance], self._candidates.pop(placement.job_id)
             self._line.remove(placement.job_id)
             instance.place(candidate.job_id, candidate.base_model, candidate.lora_files)
+            self._claiming.add(candidate.job_id)
             group.create_task(self._claim(group, instance, candidate, placement.warm))
 
     async def _claim(self, group: asyncio.TaskGroup, instance: Instance, candidate: Candidate, warm: bool) -> None:
@@ -185,6 +191,8 @@ class Dispatcher:
         except RedisUnavailable as error:
             log.warning("claim waits for Redis", extra={"error": error.message})
             await asyncio.sleep(0.5)
+        finally:
+            self._claiming.discard(candidate.job_id)
         if claim is None:
             # Another dispatcher was quicker, or has the slot: look again at what is left.
             instance.held.discard(candidate.job_id)
@@ -206,7 +214,10 @@ class Dispatcher:
     async def _look_ahead(self) -> list[Candidate]:
         """The next in line, as of a look at Redis that is recent enough. What came since then is known from the feed."""
         if time.monotonic() > self._line_due:
-            ids, loads = await self._store.peek(LOOK_AHEAD, list(self._instances))
+            window = LOOK_AHEAD + len(self._claiming)
+            front, loads = await self._store.peek(window, list(self._instances))
+            ids = [job_id for job_id in front if job_id not in self._claiming][:LOOK_AHEAD]
+            self._line_is_cut = len(front) == window
             # A short line was seen whole: the feed keeps it so, and there is no order to get wrong.
             self._line_due = time.monotonic() + (WHOLE_LINE_S if len(ids) <= 2 else LINE_S)
             self._line = ids
@@ -242,7 +253,7 @@ class Dispatcher:
         self._remember(job)
         if job.spec.priority == "high":
             self._line_due = 0.0
-        elif job.id not in self._line:
+        elif job.id not in self._line and job.id not in self._claiming and not self._line_is_cut:
             self._line.append(job.id)
             if len(self._line) > 2:
                 self._line_due = min(self._line_due, time.monotonic() + LINE_S)

@@ -13,6 +13,8 @@ from itertools import accumulate, groupby
 from gateway.instances import Catalog
 from gateway.jobs.model import Needs
 
+# Candidates that are looked at. When there are as many, more may wait behind them.
+LOOK_AHEAD = 32
 # A job is passed only by jobs that came into sight at most this long after it. At a third of it twice as many base models are loaded.
 OVERTAKE_MS = 180_000
 # The first in line waits this long, at most, for an instance with its base model; then the next GPU that falls idle is its own.
@@ -273,8 +275,11 @@ def _place_cold(kinds: Sequence[_Kind], fleet: _Fleet, fence: _Fence, now_ms: in
     waiting: Counter[str] = Counter()
     for kind in kinds:
         waiting[kind.base_model] += kind.count
+    seen = waiting.total()
     for kind in kinds:
-        hopeful = waiting[kind.base_model] <= fleet.at_work[kind.base_model]
+        asked, at_work = waiting[kind.base_model], fleet.at_work[kind.base_model]
+        # Of a line that is seen in part, its share counts: a large fleet has more at work than the window shows jobs.
+        hopeful = asked <= at_work and (seen < LOOK_AHEAD or asked * len(fleet.views) <= at_work * seen)
         if hopeful and kind.first.priority != "high" and now_ms - kind.since_ms < HOLD_MS:
             continue
         for view in fleet.idle:
