@@ -32,7 +32,9 @@ class Problem:
     def __str__(self) -> str:
         if self.node_id is None:
             return self.message
-        place = f"node {self.node_id} {quote(self.title)} ({self.class_type})"
+        place = " ".join(
+            filter(None, (f"node {self.node_id}", self.title and quote(self.title), self.class_type and f"({self.class_type})"))
+        )
         return f"{place}, input {self.input!r}: {self.message}" if self.input else f"{place}: {self.message}"
 
 

@@ -134,11 +134,13 @@ def present_progress(progress: Progress) -> dict[str, Any]:
 
 def present_error(error: JobError) -> dict[str, Any]:
     """The traceback stays out: it holds paths."""
+    # A graph that ComfyUI refused names several nodes.
+    where = (error.details.get("nodes") or [error.details])[0]
     return {
         "code": "node_execution_error" if error.code == "node_error" else error.code,
         "message": error.message,
-        "node_id": error.details.get("node_id"),
-        "class_type": error.details.get("node_class"),
+        "node_id": where.get("node_id"),
+        "class_type": where.get("node_class"),
         "traceback": None,
     }
 

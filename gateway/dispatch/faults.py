@@ -53,6 +53,7 @@ def describe_rejection(rejection: PromptRejected, graph: dict[str, Any]) -> JobE
             nodes.append(
                 {
                     "node": _title(graph, node_id),
+                    "node_id": node_id,
                     "node_class": report.get("class_type"),
                     "problem": error.get("type"),
                     "input": (error.get("extra_info") or {}).get("input_name"),
