@@ -85,6 +85,7 @@ def test_a_rejection_names_node_input_and_reason() -> None:
     assert described.details["nodes"] == [
         {
             "node": "Sample",
+            "node_id": "5",
             "node_class": "ProbeSteps",
             "problem": "value_not_in_list",
             "input": "name",
