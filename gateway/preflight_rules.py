@@ -95,7 +95,12 @@ def _judge_captions(view: View) -> Iterator[Problem]:
     if missing:
         message = f"{_say(missing)}: no caption, and there is no trigger word to make one from. SimpleTuner ends the whole run: "
         message += '"Caption file ... not found".'
-        yield error("caption_missing", missing, message, "Add a .txt of the same name for each, or a trigger_word.")
+        yield error(
+            "caption_missing",
+            missing,
+            message,
+            "Add a .txt of the same name for each, or a trigger_word, or let POST /v1/datasets/{id}/captions write them.",
+        )
     from_template = [name for name in silent if name not in missing]
     if from_template:
         message = f"{_say(from_template)}: the caption file is empty; the trigger word in its template stands there instead."
