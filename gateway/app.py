@@ -21,6 +21,7 @@ from gateway.routes import (
     images,
     instances,
     keys,
+    loras,
     sockets,
     trainings,
     uploads,
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(sockets.router)
     app.include_router(datasets.router)
     app.include_router(catalog.router)
+    app.include_router(loras.router)
     app.include_router(trainings.router)
     app.include_router(uploads.router)
     app.include_router(webhooks.router)

@@ -18,7 +18,7 @@ SEED = 42
 
 
 class BeforeAfter:
-    """Queues the two generations once an instance has the file; they belong to the training's caller."""
+    """Queues the two generations once an instance has the file; they belong to the LoRA's owner."""
 
     def __init__(self, admission: Admission, store: JobStore, loras: LoraRegistry) -> None:
         self._admission, self._store, self._loras = admission, store, loras
@@ -28,7 +28,7 @@ class BeforeAfter:
         while True:
             try:
                 for lora in await self._loras.all():
-                    if lora.training and lora.instances and not lora.after and await self._loras.claim_pictures(lora.file):
+                    if lora.owner and lora.base_model and lora.instances and not lora.after and await self._loras.claim_pictures(lora.file):
                         await self._try_draw(lora)
             except RedisUnavailable as error:
                 log.warning("new LoRAs not looked for", extra={"error": error.message})
@@ -42,11 +42,10 @@ class BeforeAfter:
             await self._loras.release_pictures(lora.file)
 
     async def _draw(self, lora: Lora) -> None:
-        training = await self._store.load(lora.training or "")
-        if training is None:
-            return
-        prompts = training.spec.parameters.get("sample_prompts") or [lora.trigger_word or lora.name]
-        caller = Caller(training.spec.caller, frozenset({"generate"}))
+        training = await self._store.load(lora.training) if lora.training else None
+        asked = training.spec.parameters.get("sample_prompts") if training else None
+        prompts = asked or [lora.trigger_word or lora.name]
+        caller = Caller(lora.owner or "", frozenset({"generate"}))
         ids = []
         for weight in (0.0, 1.0):
             parameters = {"prompt": prompts[0], "seed": SEED, "base_model": lora.base_model, "width": 512, "height": 512}

@@ -28,6 +28,8 @@ class Lora(BaseModel):
     format: str | None = None
     patched_layers: int | None = None
     training: str | None = None
+    owner: str | None = None  # the caller who trained or imported it
+    source: str | None = None  # of an imported one: `upload`, or the URL without its query
     created_ms: int | None = None
     # Jobs that drew the same seed without and with it.
     before: str | None = None
@@ -39,6 +41,18 @@ class Lora(BaseModel):
         """Where a published file lies in the bucket."""
         return f"loras/{self.file}"
 
+
+class Source(BaseModel):
+    """Where the worker gets an imported file: an object in S3 that its sender calls `name`, or a URL."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    url: str | None = None
+    key: str | None = None
+    name: str = ""
+    size_bytes: int = 0
+
+
+SOURCE_TTL_S = 7 * 24 * 3600
 
 _LORAS = TypeAdapter(list[Lora])
 
@@ -111,6 +125,30 @@ class LoraRegistry:
         """Forget a published LoRA; instances that have the file keep it until it is removed there."""
         async with self._redis.pipeline(transaction=True) as pipeline:
             await pipeline.hdel("fluxgate:published", file).hdel("fluxgate:lora_used", file).execute()
+
+    @translate_redis
+    async def note_source(self, job_id: str, source: Source) -> None:
+        """Where an import's file comes from; apart from its record, which people read."""
+        await self._redis.set(f"fluxgate:import:{job_id}", source.model_dump_json(), ex=SOURCE_TTL_S)
+
+    @translate_redis
+    async def source_of(self, job_id: str) -> Source | None:
+        raw = await self._redis.get(f"fluxgate:import:{job_id}")
+        return Source.model_validate_json(raw) if raw else None
+
+    @translate_redis
+    async def note_import(self, caller: str, name: str, job_id: str) -> None:
+        """The caller's newest import under a name."""
+        await self._redis.hset(f"fluxgate:imports:{caller}", name, job_id)
+
+    @translate_redis
+    async def imports(self, caller: str) -> dict[str, str]:
+        """The job of the caller's newest import under each name."""
+        return {name.decode(): job_id.decode() for name, job_id in (await self._redis.hgetall(f"fluxgate:imports:{caller}")).items()}
+
+    @translate_redis
+    async def forget_import(self, caller: str, name: str) -> None:
+        await self._redis.hdel(f"fluxgate:imports:{caller}", name)
 
     @translate_redis
     async def published(self) -> list[Lora]:

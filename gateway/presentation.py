@@ -110,7 +110,7 @@ def present_training(job: Job, *, base_url: str) -> dict[str, Any]:
         "object": spec.workflow,
         "status": job.status.value,
         "name": parameters.get("name"),
-        "dataset": parameters["dataset"],
+        "dataset": parameters.get("dataset"),
         "base": spec.base_model or None,
         "parameters": parameters,
         "seed": spec.seed,

@@ -26,7 +26,7 @@ FOREIGN = (RedisError, OSError)
 TIMEOUT_S = 5.0
 # As many as there are calls at one time; a bound only against a leak.
 CONNECTIONS = 2000
-TRAINING_QUEUE = "training"
+TRAINING_QUEUE, IMPORT_QUEUE = "training", "imports"
 
 
 class _TellsOfClosing:

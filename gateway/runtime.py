@@ -36,6 +36,7 @@ from gateway.jobs.records import Limits
 from gateway.jobs.store import JobStore
 from gateway.jobs.trainings import TrainingStore
 from gateway.keys import KeyStore
+from gateway.lora_imports import LoraImports
 from gateway.loras import LoraRegistry
 from gateway.outside import Outside
 from gateway.raw_admission import RawAdmission
@@ -79,6 +80,7 @@ class Runtime:
     webhooks: Webhooks
     gpu: GpuLease | None
     metrics: Metrics
+    lora_imports: LoraImports
 
 
 def load_catalog(settings: Settings) -> Catalog:
@@ -159,8 +161,9 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 telling = (deliveries, webhooks)
                 places = (store, feed, storage, outside, loras, registry, fleet, keys, usage, doorkeeper)
                 raw = RawAdmission(settings, catalog, store, storage, assets, inputs, admission)
+                lora_imports = LoraImports(settings, catalog, trainings, assets, outside, loras)
                 works = (admission, raw, datasets, curation, assets, trainings, Captionings(settings, trainings))
-                yield Runtime(settings, catalog, redis, *places, *works, *telling, gpu, metrics)
+                yield Runtime(settings, catalog, redis, *places, *works, *telling, gpu, metrics, lora_imports)
             finally:
                 for task in tasks:
                     task.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import secrets
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -20,10 +21,10 @@ from gateway.errors import NotFound, RedisUnavailable, Unprocessable
 from gateway.hub import HubAccess
 from gateway.jobs.model import Job, JobSpec, JobStatus, Webhook, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
-from gateway.jobs.trainings import TRAINING, TrainingStore
+from gateway.jobs.trainings import IMPORT_ID, TRAINING, TrainingStore
 from gateway.preflight import inspect
 from gateway.presets import choose_preset, estimate_disk, require_disk
-from gateway.redis_client import TRAINING_QUEUE, enqueue_task
+from gateway.redis_client import IMPORT_QUEUE, TRAINING_QUEUE, enqueue_task
 from gateway.settings import Settings
 from gateway.trainer_machines import TrainerMachines
 from gateway.webhooks import WebhookField
@@ -192,6 +193,14 @@ class Trainings:
             await self.enqueue(spec.id)
         return await self._store.load(admitted.job_id) or Job(spec=spec)
 
+    async def load_many(self, ids: Iterable[str]) -> list[Job]:
+        """Those of these jobs that are still kept."""
+        return await self._store.load_many(ids)
+
+    async def cancel(self, job_id: str) -> None:
+        """Stop it, if it has not ended."""
+        await self._store.cancel(job_id)
+
     async def page(
         self, caller: Caller, wanted: TrainingFilter, position: tuple[int, str] | None, limit: int
     ) -> tuple[list[Job], tuple[int, str] | None]:
@@ -224,7 +233,8 @@ class Trainings:
         """Put it into the worker's queue. A training that is there twice is worked on once: the worker's claim decides."""
 
         timeout_s = int(self._settings.training_timeout_s) + 3600
-        await asyncio.to_thread(enqueue_task, self._settings.redis_url, TRAINING_QUEUE, TASK, job_id, timeout_s)
+        queue = IMPORT_QUEUE if job_id.startswith(IMPORT_ID) else TRAINING_QUEUE
+        await asyncio.to_thread(enqueue_task, self._settings.redis_url, queue, TASK, job_id, timeout_s)
 
     async def _check_resumed(self, earlier_id: str, caller: Caller) -> None:
         """Only one's own training that has ended can be gone on from: its checkpoints are nobody else's."""

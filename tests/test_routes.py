@@ -316,7 +316,7 @@ LIMIT = 1 << 20
 def test_a_large_body_is_refused_before_it_is_read(http: httpx.Client) -> None:
     """The head alone is sent: an answer can come only from it."""
     with closing(HTTPConnection(http.base_url.host, http.base_url.port or 80, timeout=10)) as connection:
-        connection.putrequest("POST", GENERATIONS)
+        connection.putrequest("POST", "/v1/trainings")
         connection.putheader("Content-Type", "application/json")
         connection.putheader("Content-Length", str(LIMIT + 1))
         connection.endheaders()
@@ -325,8 +325,8 @@ def test_a_large_body_is_refused_before_it_is_read(http: httpx.Client) -> None:
 
 
 def test_a_large_body_without_a_length_is_refused_while_it_comes(http: httpx.Client) -> None:
-    pieces = (b'{"prompt": "' if number == 0 else b"a" * 65_536 for number in range(20))
-    read_error(http.post(GENERATIONS, content=pieces, headers=JSON), 413, "payload_too_large")
+    pieces = (b'{"name": "' if number == 0 else b"a" * 65_536 for number in range(20))
+    read_error(http.post("/v1/trainings", content=pieces, headers=JSON), 413, "payload_too_large")
 
 
 def test_a_body_just_under_the_limit_is_read(http: httpx.Client) -> None:

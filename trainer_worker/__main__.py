@@ -5,13 +5,14 @@ from __future__ import annotations
 from gateway.redis_client import TRAINING_QUEUE, work_on
 from gateway.settings import Settings
 from gateway.telemetry import configure_logging
+from trainer_worker.importing import importing
 from trainer_worker.reporting import reporting
 
 
 def main() -> None:
     settings = Settings()
     configure_logging(settings.log_level)
-    with reporting(settings):
+    with reporting(settings), importing(settings):
         work_on(settings.redis_url, TRAINING_QUEUE)
 
 

@@ -7,16 +7,20 @@ import logging
 import uuid
 from contextlib import suppress
 
-from gateway.jobs.trainings import CAPTIONING, TrainingStore
+from gateway.jobs.trainings import CAPTIONING, IMPORT, TrainingStore
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.telemetry import configure_logging, job_context
 from trainer_worker.captioning import caption_dataset
 from trainer_worker.held import Held, LeaseLost
+from trainer_worker.lora_import import import_lora
 from trainer_worker.training import train_lora
 
 log = logging.getLogger(__name__)
+
+# By what the job is about; everything else is a training.
+WORKS = {CAPTIONING: caption_dataset, IMPORT: import_lora}
 
 
 def run_training(job_id: str) -> None:
@@ -35,7 +39,7 @@ async def _run(job_id: str, settings: Settings) -> None:
         if claim is None:
             log.info("nothing to do: ended, or another worker has it")
             return
-        work = caption_dataset if claim.job.spec.workflow == CAPTIONING else train_lora
+        work = WORKS.get(claim.job.spec.workflow, train_lora)
         with suppress(LeaseLost):
             await Held(claim, settings, store, storage, redis).run(work)
     finally:

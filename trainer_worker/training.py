@@ -22,7 +22,7 @@ from trainer_worker.machine import measure
 from trainer_worker.plan import DEFAULT_VIDEO_FRAMES, base_path_of, choose_trainer, find_base_fault, plan_training
 from trainer_worker.process import Limits
 from trainer_worker.progress import TrainerEvent
-from trainer_worker.publish import publish
+from trainer_worker.publish import describe_training, publish
 from trainer_worker.train import Outcome, train
 from trainer_worker.trainers import Trainer
 
@@ -142,7 +142,15 @@ def limits_of(settings: Settings) -> Limits:
 async def conclude(held: Held, outcome: Outcome, folder: Path, preset: Preset) -> None:
     if outcome.status == "completed" and outcome.final is not None:
         await held.journal.stage("publish", "The LoRA is checked and stored.")
-        lora = await publish(outcome.final, held.claim.job, held.storage, held.loras, folder / "published", preset.precision)
+        lora = await publish(
+            outcome.final,
+            held.storage,
+            held.loras,
+            folder / "published",
+            name=str(held.claim.job.spec.parameters["name"]),
+            owner=held.claim.job.spec.caller,
+            origin=describe_training(held.claim.job, preset.precision),
+        )
         await held.journal.wait_until_ready(lora, held.loras, held.registry)
         await held.journal.finish(JobStatus.SUCCEEDED, lora=lora.name)
     elif outcome.status == "interrupted" and held.stop.is_set():

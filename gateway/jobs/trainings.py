@@ -12,7 +12,8 @@ from gateway.jobs.store import JobStore
 from gateway.redis_client import RedisClient, read_index, translate_redis
 
 # What a job of the worker's is about, in its spec's `workflow`.
-TRAINING, CAPTIONING = "training", "captioning"
+TRAINING, CAPTIONING, IMPORT = "training", "captioning", "lora_import"
+IMPORT_ID = "imp"  # what ids of imports begin with
 
 
 class TrainingStore(JobStore):

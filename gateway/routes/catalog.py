@@ -9,11 +9,8 @@ from fastapi import APIRouter
 from comfy_workflows.workflow import Workflow
 from gateway.admission import needs_of
 from gateway.dispatch.fleet import missing
-from gateway.errors import Conflict
 from gateway.instances import Catalog
-from gateway.loras import Lora
-from gateway.presentation import rfc3339
-from gateway.routes.deps import Admin, AnyCaller, Runtime
+from gateway.routes.deps import AnyCaller, Runtime
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
@@ -82,37 +79,3 @@ async def list_models(runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
 def _all_choices(catalog: Catalog) -> set[str]:
     loaders = ("UNETLoader", "DualCLIPLoader", "CLIPLoader", "VAELoader", "CheckpointLoaderSimple")
     return {choice for name in loaders for choices in catalog.get(name, {}).values() for choice in choices}
-
-
-@router.get("/loras")
-async def list_loras(runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
-    """Every LoRA that is published or that an instance has."""
-    return {"data": [await _present_lora(runtime, lora) for lora in await runtime.loras.all()]}
-
-
-@router.get("/loras/{name:path}")
-async def get_lora(name: str, runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
-    """One LoRA by name, with where it is ready, a download and its before and after pictures."""
-    return await _present_lora(runtime, (await runtime.loras.resolve([name]))[0])
-
-
-@router.delete("/loras/{name:path}")
-async def delete_lora(name: str, runtime: Runtime, caller: Admin) -> dict[str, Any]:
-    """Take back a LoRA that was published here: nobody is offered it any more. Instances keep a file they have."""
-    lora = (await runtime.loras.resolve([name]))[0]
-    if lora.sha256 is None:
-        raise Conflict(f"{name!r} was not published here; remove its file on the instances.", code="lora_not_published")
-    await runtime.loras.withdraw(lora.file)
-    await runtime.storage.delete([lora.key])
-    return {"name": lora.name, "file": lora.file, "object": "lora.deleted"}
-
-
-async def _present_lora(runtime: RuntimeState, lora: Lora) -> dict[str, Any]:
-    record: dict[str, Any] = lora.model_dump(exclude={"instances", "created_ms", "before", "after"})
-    record["ready_on"] = sorted(lora.instances)
-    record["created_at"] = rfc3339(lora.created_ms)
-    record["url"] = runtime.storage.sign(lora.key) if lora.sha256 else None
-    for side, job_id in (("before", lora.before), ("after", lora.after)):
-        job = await runtime.store.load(job_id) if job_id else None
-        record[side] = runtime.storage.sign(job.outputs[0].key) if job and job.outputs else None
-    return record

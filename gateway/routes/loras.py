@@ -1,0 +1,113 @@
+"""`/v1/loras`: what can be named in a request, where it is ready, and LoRAs from elsewhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
+from fastapi.responses import JSONResponse
+
+from gateway.bodies import read_idempotency_key
+from gateway.errors import Conflict, Forbidden
+from gateway.jobs.model import Job, JobStatus
+from gateway.lora_imports import LoraImport
+from gateway.loras import Lora
+from gateway.presentation import rfc3339
+from gateway.routes.deps import AnyCaller, BaseUrl, Runtime, Trainer
+from gateway.runtime import Runtime as RuntimeState
+
+router = APIRouter(prefix="/v1", tags=["catalog"])
+
+
+@router.get("/loras")
+async def list_loras(runtime: Runtime, caller: AnyCaller, base_url: BaseUrl) -> dict[str, Any]:
+    """Every LoRA that is published or that an instance has, and the caller's imports that are not yet, or have failed."""
+    waiting, known = await runtime.lora_imports.open(caller), await runtime.loras.all()
+    shown = [await _present_lora(runtime, lora, waiting.pop(lora.name, None), base_url) for lora in known]
+    return {"data": [*shown, *[_present_import(name, job, base_url) for name, job in waiting.items()]]}
+
+
+@router.post("/loras", status_code=202, response_class=JSONResponse)
+async def import_lora(
+    request: LoraImport,
+    runtime: Runtime,
+    caller: Trainer,
+    base_url: BaseUrl,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> JSONResponse:
+    """Take a LoRA from an upload or a URL. It is judged, converted where ComfyUI needs that, and published: `status` tells."""
+    key = None
+    if idempotency_key is not None:
+        key = read_idempotency_key(caller, idempotency_key, "import", request.model_dump(mode="json"))
+    shown = _present_import(request.name, await runtime.lora_imports.admit(request, caller, key), base_url)
+    return JSONResponse(shown, 202, headers={"Location": f"{base_url}/v1/loras/{request.name}"})
+
+
+@router.get("/loras/{name:path}")
+async def get_lora(name: str, runtime: Runtime, caller: AnyCaller, base_url: BaseUrl) -> dict[str, Any]:
+    """One LoRA by name, with where it is ready, a download and its before and after pictures; or the import that is to become it."""
+    waiting = (await runtime.lora_imports.open(caller)).get(name)
+    if waiting is not None and not any(lora.name == name for lora in await runtime.loras.all()):
+        return _present_import(name, waiting, base_url)
+    return await _present_lora(runtime, (await runtime.loras.resolve([name]))[0], waiting, base_url)
+
+
+@router.delete("/loras/{name:path}")
+async def delete_lora(name: str, runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
+    """Take back one's own LoRA: nobody is offered it any more, and folders we keep lose it. Others' need the scope `admin`."""
+    was_waiting = await runtime.lora_imports.forget(caller, name)
+    if was_waiting and not any(lora.name == name for lora in await runtime.loras.all()):
+        return {"name": name, "file": None, "object": "lora.deleted"}
+    lora = (await runtime.loras.resolve([name]))[0]
+    if lora.owner != caller.id and not caller.may("admin"):
+        details = {"allowed": "admin", "value": sorted(caller.scopes)}
+        raise Forbidden(f"{name!r} is not yours: that needs a key with the scope `admin`.", code="scope_missing", details=details)
+    if lora.sha256 is None:
+        raise Conflict(f"{name!r} was not published here; remove its file on the instances.", code="lora_not_published")
+    await runtime.loras.withdraw(lora.file)
+    await runtime.storage.delete([lora.key])
+    return {"name": lora.name, "file": lora.file, "object": "lora.deleted"}
+
+
+async def _present_lora(runtime: RuntimeState, lora: Lora, job: Job | None, base_url: str) -> dict[str, Any]:
+    """A LoRA, with an import under its name that has not become it. Until every instance was asked it is still `importing`."""
+    record: dict[str, Any] = lora.model_dump(exclude={"instances", "created_ms", "before", "after", "owner"})
+    record["status"] = "importing" if job is not None and not job.is_terminal else "ready"
+    record["error"] = _describe_error(job) if job is not None else None
+    record["import"] = _describe_import(job, base_url) if job is not None else None
+    record["ready_on"] = sorted(lora.instances)
+    record["created_at"] = rfc3339(lora.created_ms)
+    record["url"] = runtime.storage.sign(lora.key) if lora.sha256 else None
+    for side, job_id in (("before", lora.before), ("after", lora.after)):
+        drawn = await runtime.store.load(job_id) if job_id else None
+        record[side] = runtime.storage.sign(drawn.outputs[0].key) if drawn and drawn.outputs else None
+    return record
+
+
+def _present_import(name: str, job: Job, base_url: str) -> dict[str, Any]:
+    """An import as the LoRA it is to become."""
+    return {
+        **Lora(name=name, file="").model_dump(exclude={"instances", "created_ms", "owner"}),
+        "file": None,
+        "base_model": job.spec.base_model or None,
+        "trigger_word": job.spec.parameters.get("trigger_word"),
+        "status": "failed" if job.is_terminal and job.status is not JobStatus.SUCCEEDED else "importing",
+        "error": _describe_error(job),
+        "import": _describe_import(job, base_url),
+        "ready_on": [],
+        "created_at": rfc3339(job.spec.created_ms),
+        "url": None,
+    }
+
+
+def _describe_error(job: Job) -> dict[str, Any] | None:
+    if job.error is not None:
+        return job.error.model_dump()
+    if job.status in (JobStatus.CANCELED, JobStatus.EXPIRED):
+        return {"code": f"import_{job.status.value}", "message": f"The import is {job.status.value}.", "hint": None, "details": {}}
+    return None
+
+
+def _describe_import(job: Job, base_url: str) -> dict[str, Any]:
+    home = f"{base_url}/v1/trainings/{job.id}"
+    return {"id": job.id, "status": job.status.value, "urls": {"self": home, "events": f"{home}/events", "cancel": f"{home}/cancel"}}
