@@ -281,3 +281,33 @@ def test_an_asset_is_uploaded_once_found_by_its_hash_and_deleted(client: Comfy, 
     with pytest.raises(NotFound):
         client.assets.get(again.id or "")
     assert client.assets.get(other.id or "").expires_at is not None
+
+
+DEEP = b"[" * 50_000 + b"]" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        pytest.param(b"", 422, "invalid_parameter", id="nothing"),
+        pytest.param(b"\x00", 400, "invalid_json", id="no JSON"),
+        pytest.param(b"[]", 422, "invalid_parameter", id="a list"),
+        pytest.param(b"{}", 422, "invalid_workflow", id="no workflow"),
+        pytest.param(b'{"workflow": {"1": ' + DEEP + b"}}", 400, "bad_request", id="deep"),
+        pytest.param(
+            b'{"workflow": {"1": {"class_type": "X", "inputs": {"a": ' + DEEP[:60] + b"0" + DEEP[-60:] + b"}}}}", 422, None, id="less deep"
+        ),
+        pytest.param(b'{"workflow": {"\\ud800": {"class_type": "X", "inputs": {}}}}', 422, "invalid_workflow", id="a surrogate"),
+        pytest.param(b'{"workflow": {}, "webhook_url": "http://169.254.169.254/"}', 422, "invalid_parameter", id="a field of the future"),
+        pytest.param(b'{"workflow": {}, "extra_data": {"auth_token_comfy_org": "x"}}', 422, "invalid_parameter", id="other extra data"),
+        pytest.param(b'{"workflow": {}, "metadata": {"a": {"b": "c"}}}', 422, "metadata_invalid", id="labels that are none"),
+        pytest.param(b'{"workflow": {}, "metadata": {"a": "\\u202e"}}', 422, "metadata_invalid", id="a label that turns the writing"),
+        pytest.param(b'{"workflow": {"1": "' + b"x" * (1 << 20) + b'"}}', 413, "payload_too_large", id="large"),
+    ],
+)
+def test_a_hostile_body_is_refused(gateway_url: str, body: bytes, status: int, code: str | None) -> None:
+    for headers in ({}, {"Idempotency-Key": "hostile"}):
+        answer = httpx.post(f"{gateway_url}/api/v2/jobs", content=body, headers={"Content-Type": "application/json", **headers})
+        assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["code"] == (code or answer.json()["error"]["code"])
+        assert len(answer.content) < 10_000

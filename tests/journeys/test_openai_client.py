@@ -226,3 +226,24 @@ def test_the_same_idempotency_key_makes_one_job(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask("another")
     assert caught.value.code == "idempotency_key_reuse"
+
+
+DEEP = b"[" * 9000 + b"]" * 9000
+HOSTILE = [
+    b"",
+    b"[]",
+    b"\x00",
+    b'{"prompt": 3}',
+    b'{"prompt": "\\ud800"}',
+    b'{"prompt": "x", "seed": NaN}',
+    b'{"prompt": "x", "a": %s}' % DEEP,
+]
+
+
+@pytest.mark.parametrize(("body", "status"), [*((body, 400) for body in HOSTILE), (b'{"prompt": "%s"}' % (b"x" * (1 << 20)), 413)])
+def test_a_hostile_body_is_refused_in_openais_shape(api: Api, body: bytes, status: int) -> None:
+    for headers in ({}, {"Idempotency-Key": "hostile"}):
+        answer = api.http.post("/v1/images/generations", content=body, headers={"Content-Type": "application/json", **headers})
+        assert answer.status_code == status, answer.text
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert api.http.post("/v1/images/edits", content=body).json()["error"]["type"] == "invalid_request_error"
