@@ -114,7 +114,7 @@ def _ways(raw: RawClient, caller: Caller, servers: Servers, gateway_pid: int) ->
 
 
 @asynccontextmanager
-async def _open_ways(state_dir: Path) -> AsyncIterator[list[Way]]:
+async def open_ways(state_dir: Path) -> AsyncIterator[list[Way]]:
     async with open_servers(state_dir) as servers, open_gateway(servers) as gateway:
         async with open_raw_client(servers.comfyui_url) as raw, open_caller(gateway.url) as caller:
             yield _ways(raw, caller, servers, gateway.pid)
@@ -157,7 +157,7 @@ def report(ways: list[Way], side: int) -> str:
 async def run(state_dir: Path, share: float) -> None:
     """Print the tables. `share` scales the number of jobs (1 is 200 one by one and 600 in parallel, each way)."""
     blocks = 4
-    async with _open_ways(state_dir) as ways:
+    async with open_ways(state_dir) as ways:
         for side in SIDES:
             await measure(
                 ways, side, blocks=blocks, one_by_one=max(blocks, int(200 * share)), parallel=max(blocks * CONCURRENCY, int(600 * share))

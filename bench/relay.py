@@ -110,7 +110,7 @@ async def measure(state_dir: Path, streams: int, seconds: float) -> Measured:
     return Measured(streams, ticks * streams, report, elapsed_s, grown_bytes / streams, used)
 
 
-def _check(measured: Measured) -> None:
+def check(measured: Measured) -> None:
     report = measured.report
     if measured.missing or report.disorder or report.succeeded != measured.streams:
         raise BenchFailure(
@@ -146,6 +146,6 @@ async def run(state_dir: Path, share: float) -> None:
     for streams in STREAMS:
         number = max(LISTENERS, int(streams * share) // LISTENERS * LISTENERS) if streams == STREAMS[-1] else streams
         results.append(await measure(state_dir / str(streams), number, SECONDS * min(1.0, max(0.2, share))))
-        _check(results[-1])
+        check(results[-1])
     print(report_all(results))
     print(f"  {EVENTS_PER_S:g} events/s a job; CPU in cores of {os.cpu_count()}, all processes of the bench on this machine", flush=True)

@@ -121,13 +121,28 @@ async def _essential(name: str, work: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
+async def _open_connections(settings: Settings) -> AsyncIterator[tuple[RedisClient, RedisClient, aiohttp.ClientSession, Storage, Outside]]:
+    """What is closed whatever happened: Redis for commands and for blocking reads, HTTP, S3, URLs from outside."""
+    redis, feed_redis = connect_redis(settings.redis_url), connect_reader(settings.redis_url, BLOCK_MS / 1000)
+    outside = Outside(settings.allow_private_urls)
+    # limit=0: connections are bounded by slots and by the ingest's own semaphore.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30)) as session:
+        storage = Storage(settings, session)
+        try:
+            yield redis, feed_redis, session, storage, outside
+        finally:
+            storage.close()
+            outside.close()
+            # A pool that was handed to a client is not closed with it.
+            await redis.aclose(close_connection_pool=True)
+            await feed_redis.aclose(close_connection_pool=True)
+
+
+@asynccontextmanager
 async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[Runtime]:
     """Everything, running. `dispatch` also claims and runs jobs here."""
     catalog, metrics = load_catalog(settings), Metrics()
-    redis, feed_redis = connect_redis(settings.redis_url), connect_reader(settings.redis_url, BLOCK_MS / 1000)
-    # limit=0: connections are bounded by slots and by the ingest's own semaphore.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30)) as session:
-        storage, outside = Storage(settings, session), Outside(settings.allow_private_urls)
+    async with _open_connections(settings) as (redis, feed_redis, session, storage, outside):
         limits = Limits(settings.max_queue_depth, settings.max_jobs_per_caller)
         store = JobStore(redis, ttl_s=settings.job_ttl_s, cache_ttl_s=settings.cache_ttl_s, limits=limits)
         feed, loras, registry, fleet = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
@@ -167,8 +182,3 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             finally:
                 for task in tasks:
                     task.cancel()
-    storage.close()
-    outside.close()
-    # A pool that was handed to a client is not closed with it.
-    await redis.aclose(close_connection_pool=True)
-    await feed_redis.aclose()

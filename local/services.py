@@ -57,6 +57,15 @@ def find_rclone_program() -> str:
     return str(Path(sysconfig.get_path("scripts")) / "rclone")
 
 
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _reach(host: str) -> str:
+    """A wildcard address is for others to reach us by; from here loopback always does."""
+    return {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(host, _bracket(host))
+
+
 def ask(url: str) -> str | None:
     """None when the URL answers 200, else what it said, in one line."""
     try:
@@ -99,12 +108,12 @@ class S3Server(Child):
     The one flag that matters is the directory cache: at 0 s a put re-reads the folder and takes seconds at 200 objects.
     """
 
-    def __init__(self, state_dir: Path, port: int) -> None:
-        self.endpoint_url = f"http://{LOOPBACK}:{port}"
+    def __init__(self, state_dir: Path, port: int, host: str = LOOPBACK) -> None:
+        self.endpoint_url = f"http://{_reach(host)}:{port}"
         self.data_dir = state_dir / "s3"
         self.credentials_path = state_dir / "s3-credentials.json"
         self.credentials = load_credentials(self.credentials_path)
-        command = [find_rclone_program(), "serve", "s3", str(self.data_dir), "--addr", f"{LOOPBACK}:{port}"]
+        command = [find_rclone_program(), "serve", "s3", str(self.data_dir), "--addr", f"{_bracket(host)}:{port}"]
         # Nobody else writes into the folder, so what rclone remembers of it never grows old.
         command += ["--dir-cache-time", "24h", "--poll-interval", "0", "--cache-dir", str(state_dir / "rclone-cache")]
         # The key goes by environment: a command line is readable by every user. The quotes are rclone's CSV.
@@ -145,10 +154,8 @@ class Gateway(Child):
     """The gateway, told everything by environment as in production."""
 
     def __init__(self, state_dir: Path, host: str, port: int, env: Mapping[str, str]) -> None:
-        # A wildcard address is for others to reach us by; from here loopback always does.
-        reachable = {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
         self.port = port
-        self.url = f"http://{reachable}:{port}"
+        self.url = f"http://{_reach(host)}:{port}"
         super().__init__(
             "gateway",
             [sys.executable, "-m", "gateway"],

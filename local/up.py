@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import local.tinyflux
 from local.child import Child, ChildError, pick_free_port
-from local.services import Engine, Gateway, RedisServer, S3Server, TrainerWorker
+from local.services import LOOPBACK, Engine, Gateway, RedisServer, S3Server, TrainerWorker
 
 WATCH_S = 0.2
 DEFAULT_PORT = 8000
@@ -107,6 +108,21 @@ def plan_redis(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> Non
     plan.gateway_env["REDIS_URL"] = url
 
 
+def name_to_callers(env: Mapping[str, str], host: str) -> str:
+    """The host by which callers know this machine: PUBLIC_URL's, HOST itself, or behind a wildcard the address of its way out."""
+    if public := urlsplit(env.get("PUBLIC_URL") or "").hostname:
+        return f"[{public}]" if ":" in public else public
+    if host not in ("0.0.0.0", "::"):
+        return f"[{host}]" if ":" in host else host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Nothing is sent: connecting a datagram socket only looks up the route. 192.0.2.1 is nobody's.
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return LOOPBACK
+        return str(probe.getsockname()[0])
+
+
 def plan_s3(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> None:
     url = env.get("S3_ENDPOINT_URL")
     if url:
@@ -116,7 +132,10 @@ def plan_s3(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> None:
         bucket, region = env.get("S3_BUCKET") or BUCKET, env.get("S3_REGION") or "us-east-1"
         keys = {name: env[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     else:
-        server = S3Server(state_dir, choose_port(env, "S3_PORT", state_dir))
+        port, host = choose_port(env, "S3_PORT", state_dir), env.get("HOST") or LOOPBACK
+        server = S3Server(state_dir, port, host)
+        # Signed URLs name an address that callers from outside can reach; all but signed requests are refused there.
+        plan.gateway_env["S3_PUBLIC_ENDPOINT_URL"] = env.get("S3_PUBLIC_ENDPOINT_URL") or f"http://{name_to_callers(env, host)}:{port}"
         plan.children.append(server)
         url, bucket, region = server.endpoint_url, BUCKET, "us-east-1"
         keys = {"AWS_ACCESS_KEY_ID": server.credentials.access_key_id, "AWS_SECRET_ACCESS_KEY": server.credentials.secret_access_key}
@@ -127,7 +146,7 @@ def plan_s3(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> None:
 def plan_comfyui(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> None:
     urls = env.get("COMFYUI_URLS")
     if not urls:
-        engine = Engine(state_dir, choose_port(env, "ENGINE_PORT", state_dir))
+        engine = Engine(state_dir, choose_port(env, "ENGINE_PORT", state_dir), flags=["--warm-up"])
         plan.children.append(engine)
         urls = engine.url
         # An instance from outside keeps the gateway's own default: it holds a real Flux.

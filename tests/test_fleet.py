@@ -51,6 +51,13 @@ def test_a_warm_instance_is_preferred_to_a_cold_one() -> None:
     assert choose([waiting("one")], fleet, LATER_MS) == Placement("one", "b", warm=True)
 
 
+def test_nobody_waits_for_an_instance_that_takes_nothing_more() -> None:
+    just_came = waiting("one", created_ms=LATER_MS)
+    working, draining = (instance("a", "dev", free_slots=0, slots_used=1, takes_more=more) for more in (True, False))
+    assert choose([just_came], [working, instance("b")], LATER_MS) is None
+    assert choose([just_came], [draining, instance("b")], LATER_MS) == Placement("one", "b", warm=False)
+
+
 def test_the_loras_decide_between_warm_instances() -> None:
     styled = frozenset({"style.safetensors"})
     fleet = [instance("a", "dev"), instance("b", "dev", lora_files=styled)]

@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 
 from local.child import LEASH, ROOT, Child, ChildError, pick_free_port
 from local.services import RedisServer, S3Server, load_credentials
-from local.up import StartRefused, choose_port, lock_state, plan_deployment, read_port, require_free
+from local.up import StartRefused, choose_port, lock_state, plan_deployment, read_port, require_free, running
 from tests.conftest import EngineFactory, S3Access
 
 if TYPE_CHECKING:
@@ -274,6 +274,34 @@ def test_without_addresses_all_parts_are_embedded(tmp_path: Path) -> None:
     plan, _ = plan_deployment({"PORT": "0"}, tmp_path)
     assert [child.name for child in plan.children] == ["redis", "s3", "engine", "trainer", "gateway"]
     assert plan.gateway_env["DEFAULT_BASE_MODEL"] == "tinyflux"
+
+
+@pytest.mark.parametrize(
+    ("env", "named"),
+    [
+        ({}, "127.0.0.1"),
+        ({"HOST": "0.0.0.0", "PUBLIC_URL": "http://studio.example:8000"}, "studio.example"),
+        ({"HOST": "::1"}, "[::1]"),
+    ],
+)
+def test_signed_urls_name_the_host_that_callers_know(tmp_path: Path, env: dict[str, str], named: str) -> None:
+    plan, _ = plan_deployment({"PORT": "0", **env}, tmp_path)
+    assert plan.gateway_env["S3_PUBLIC_ENDPOINT_URL"].rpartition(":")[0] == f"http://{named}"
+
+
+def test_behind_a_wildcard_address_signed_urls_do_not_name_it(tmp_path: Path) -> None:
+    plan, _ = plan_deployment({"PORT": "0", "HOST": "0.0.0.0"}, tmp_path)
+    public = plan.gateway_env["S3_PUBLIC_ENDPOINT_URL"]
+    assert "0.0.0.0" not in public
+    s3 = next(child for child in plan.children if isinstance(child, S3Server))
+    access = S3Access(public, s3.credentials.access_key_id, s3.credentials.secret_access_key, "mine")
+    with running([s3]):
+        client = connect_s3(access)
+        client.create_bucket(Bucket="mine")
+        client.put_object(Bucket="mine", Key="a", Body=b"bytes")
+        url = client.generate_presigned_url("get_object", Params={"Bucket": "mine", "Key": "a"})
+        assert url.startswith(public)
+        assert httpx.get(url).content == b"bytes"
 
 
 def test_an_s3_without_keys_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from gateway.jobs.records import Claim, IdempotencyKey, Limits
 from gateway.jobs.store import JobStore
 from gateway.redis_client import RedisClient, connect_redis
 from local.child import pick_free_port
-from tests.job_specs import GRAPH, START_MS, claim, create, finish, line, make_spec, read_all, statuses, take
+from tests.job_specs import GRAPH, START_MS, Clock, claim, create, finish, line, make_spec, read_all, statuses, take
 
 pytest_plugins = ["tests.store_fixtures"]
 
@@ -135,6 +135,18 @@ async def test_a_twin_can_be_canceled_while_it_follows(store: JobStore) -> None:
     assert await store.cancel("second") == "canceled"
     await store.cancel("first")
     assert await line(store) == ["third"]
+
+
+async def test_a_twin_that_follows_waits_no_longer_than_it_said(store: JobStore, clock: Clock) -> None:
+    await store.create(make_spec("first", cache_key="same", queue_timeout_s=600), GRAPH, reuse=True)
+    await store.create(make_spec("second", cache_key="same", queue_timeout_s=60), GRAPH, reuse=True)
+    leader = await take(store, "first")
+    clock.pass_s(61)
+    assert await store.overdue(10) == ["second"]
+    assert await store.expire("second", ERROR) == "expired"
+    await finish(store, leader)
+    assert await line(store) == [], "what has expired is not woken by its leader's end"
+    assert await store.overdue(10) == []
 
 
 async def test_a_job_answered_from_the_cache_is_over_when_it_begins(store: JobStore, redis_client: RedisClient) -> None:

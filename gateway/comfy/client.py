@@ -77,6 +77,11 @@ class HistoryEntry(BaseModel):
         return self.status is not None and self.status.status_str == "success"
 
     @property
+    def has_failed(self) -> bool:
+        """It says so itself, perhaps without a reason."""
+        return self.status is not None and self.status.status_str == "error"
+
+    @property
     def was_interrupted(self) -> bool:
         return bool(
             self.status

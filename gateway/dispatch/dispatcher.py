@@ -16,6 +16,7 @@ from contextlib import suppress
 import aiohttp
 from pydantic import ValidationError
 
+from gateway.dispatch.audience import Audience
 from gateway.dispatch.execution import Execution, LeaseLost
 from gateway.dispatch.fleet import LOOK_AHEAD, Candidate, choose, date_line
 from gateway.dispatch.ingest import Ingest
@@ -25,7 +26,7 @@ from gateway.dispatch.roster import Roster
 from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.gpu import GpuLease
 from gateway.instances import FleetRegistry, InstanceRegistry
-from gateway.jobs.events import EventFeed
+from gateway.jobs.events import PREVIEWS_ASKED, WAKE, EventFeed
 from gateway.jobs.model import TERMINAL, EventKind, Job, JobError, JobStatus, now_ms
 from gateway.jobs.records import Claim
 from gateway.jobs.store import JobStore
@@ -76,6 +77,7 @@ class Dispatcher:
         self._line_due = 0.0
         self._line_is_cut = False  # more wait than were seen
         self._claiming: set[str] = set()  # placed, and perhaps still in Redis's line
+        self._audience = Audience()
         self._wake = asyncio.Event()
         self._roster = Roster(settings, session, store, registry, fleet, loras, gpu, self._wake)
         self._instances = self._roster.instances
@@ -265,8 +267,10 @@ class Dispatcher:
 
     def _observe(self, job_id: str, kind: str, status: str, data: bytes) -> None:
         """Every event of every job passes here: new jobs and freed slots wake the placement, cancels reach their execution."""
-        if kind == "wake":
+        if kind == WAKE:
             self._wake.set()
+        elif kind == PREVIEWS_ASKED:
+            self._audience.note(job_id)
         if kind != EventKind.STATUS:
             return
         if status == JobStatus.QUEUED:
@@ -279,6 +283,7 @@ class Dispatcher:
             if job_id in self._executions:
                 self._executions[job_id].cancel()
         elif status in TERMINAL:
+            self._audience.forget(job_id)
             self._candidates.pop(job_id, None)
             if job_id in self._line:
                 self._line.remove(job_id)
@@ -293,7 +298,8 @@ class Dispatcher:
             group.create_task(self._requeue(claim))
             return
         instance.held.add(claim.id)
-        execution = Execution(claim, instance, self._store, self._ingest, self._settings, self._slot_freer(instance, claim.id))
+        free = self._slot_freer(instance, claim.id)
+        execution = Execution(claim, instance, self._store, self._ingest, self._settings, free, self._audience.watches)
         self._executions[claim.id] = execution
         group.create_task(self._carry(execution, resumed=resumed))
 

@@ -49,12 +49,20 @@ class Execution:
     """Call `run` once. `cancel` may come at any time, from the same loop."""
 
     def __init__(
-        self, claim: Claim, instance: Instance, store: JobStore, ingest: Ingest, settings: Settings, on_slot_free: Callable[[], None]
+        self,
+        claim: Claim,
+        instance: Instance,
+        store: JobStore,
+        ingest: Ingest,
+        settings: Settings,
+        on_slot_free: Callable[[], None],
+        is_watched: Callable[[str], bool],
     ) -> None:
+        """`is_watched(job_id)`: whether somebody looks at the previews."""
         self.claim = claim
         self.job: Job = claim.job
         self._instance, self._store, self._ingest, self._settings = instance, store, ingest, settings
-        self._on_slot_free = on_slot_free
+        self._on_slot_free, self._is_watched = on_slot_free, is_watched
         self._graph: dict[str, Any] = json.loads(claim.graph)
         self._tracker = ProgressTracker(self._graph)
         self._companion = instance.has_companion
@@ -163,7 +171,8 @@ class Execution:
 
     def _show_preview(self, preview: Preview) -> None:
         # A whole picture sent as a frame is no preview: the live feed is bounded by count, not by size.
-        if time.monotonic() >= self._preview_due and len(preview.image) <= MAX_PREVIEW_BYTES:
+        is_small = len(preview.image) <= MAX_PREVIEW_BYTES
+        if is_small and time.monotonic() >= self._preview_due and self._is_watched(self.claim.id):
             self._preview_due = time.monotonic() + PREVIEW_S
             data = {"mime": preview.content_type, "base64": base64.b64encode(preview.image).decode()}
             self._queue_event((EventKind.PREVIEW, "", json.dumps(data)))
@@ -232,6 +241,10 @@ class Execution:
         elif error is not None:
             await self._leave_instance()
             await self._end_failed(error)
+        elif entry.has_failed:
+            await self._leave_instance()
+            message = "The instance says that the prompt failed, and not why."
+            await self._fail(JobError(code="prompt_failed", message=message, hint="The instance's own log may tell more."))
         else:
             # Fetching and storing begin at once, beside the write that frees the slot.
             storing = asyncio.create_task(self._store_outputs(entry))

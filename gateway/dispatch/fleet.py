@@ -57,6 +57,7 @@ class InstanceView:
     base_model: str | None
     lora_files: frozenset[str]
     catalog: Catalog | None
+    takes_more: bool = True  # False: what it holds is its last for now, as when it drains
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ class _Fleet:
         self.views = views
         self.copies = Counter(view.base_model for view in views)
         self.sets = Counter((view.base_model, view.lora_files) for view in views)
-        self.at_work = Counter(view.base_model for view in views if view.slots_used)
+        self.at_work = Counter(view.base_model for view in views if view.slots_used and view.takes_more)
         self.free = [view for view in views if view.free_slots > 0]
         self.idle = sorted((view for view in self.free if not view.slots_used), key=self.rate_loss)
         self.behind = sorted((view for view in self.free if view.slots_used), key=self.rate_loss)

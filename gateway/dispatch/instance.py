@@ -88,6 +88,7 @@ class Instance:
             base_model=self.load.base_model,
             lora_files=self.load.lora_files,
             catalog=self.catalog,
+            takes_more=self._state() == "up",
         )
 
     def forget_soon(self, prompt_id: str, files: list[OutputFile]) -> None:

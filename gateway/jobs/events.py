@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 
 from gateway.errors import RedisUnavailable
 from gateway.jobs.model import Event, EventKind
@@ -18,6 +18,10 @@ log = logging.getLogger(__name__)
 Observer = Callable[[str, str, str, bytes], None]  # job id, kind, status, data
 
 FEED = "fluxgate:feed"
+FEED_LENGTH = 50_000  # as in lua/_prelude.lua
+# Said between processes alone: a job that followed its twin stands in line itself now; somebody looks at a job's previews.
+WAKE, PREVIEWS_ASKED = "wake", "previews_asked"
+ASK_AGAIN_S = 10.0
 BLOCK_MS = 2000
 RETRY_S = 1.0
 # A listener that falls this far behind is told so and reads the stream itself; nobody waits for it.
@@ -110,6 +114,7 @@ class EventFeed:
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._observers: list[Observer] = []
         self._position = "$"
+        self._ask_due = 0.0
         self.closed = False
 
     def observe(self, observer: Observer) -> None:
@@ -147,6 +152,7 @@ class EventFeed:
         pause_s = 0.05
         while True:
             try:
+                await self._ask_again()
                 answer = await heed_cancel(self._redis.xread({FEED: self._position}, count=1000, block=BLOCK_MS))
                 pause_s = 0.05
             except FOREIGN as error:
@@ -158,14 +164,24 @@ class EventFeed:
             for _, entries in answer or []:
                 self._deliver(entries)
 
+    async def ask_for_previews(self, *job_ids: str) -> None:
+        """Dispatchers send previews of these jobs for a while. Asked again for as long as somebody is subscribed to them."""
+        for job_id in job_ids:
+            fields = {"j": job_id, "k": PREVIEWS_ASKED, "s": "", "d": ""}
+            await heed_cancel(self._redis.xadd(FEED, fields, maxlen=FEED_LENGTH, approximate=True))
+
+    async def _ask_again(self) -> None:
+        if time.monotonic() >= self._ask_due:
+            self._ask_due = time.monotonic() + ASK_AGAIN_S
+            await self.ask_for_previews(*(job_id for job_id, all_ in self._subscriptions.items() if any(one.previews for one in all_)))
+
     def _deliver(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
         for entry_id, fields in entries:
             job_id, kind = fields[b"j"].decode(), fields[b"k"].decode()
-            # `wake` is between dispatchers only: a job that followed its twin stands in line itself now.
             for observer in self._observers:
                 observer(job_id, kind, fields[b"s"].decode(), fields[b"d"])
             listeners = self._subscriptions.get(job_id)
-            if listeners and kind != "wake":
+            if listeners and kind not in (WAKE, PREVIEWS_ASKED):
                 event = Event(entry_id.decode(), kind, fields[b"d"], fields[b"s"].decode())
                 for listener in listeners:
                     listener.offer(event)
@@ -195,6 +211,9 @@ class EventFeed:
         throttle = throttle or Throttle(rate_per_s=math.inf)
         with self.subscribe(job_id, previews=previews) as subscription:
             last, subscription.behind, is_joining = after, True, True
+            if previews:
+                with suppress(*FOREIGN):
+                    await self.ask_for_previews(job_id)
             while not self.closed:
                 if subscription.behind:
                     subscription.behind = False

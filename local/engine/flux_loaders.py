@@ -6,6 +6,7 @@ torch is imported when a node runs, so that an engine lists its nodes at once.
 from __future__ import annotations
 
 import logging
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from local.engine.folders import ModelFolders
@@ -21,6 +22,16 @@ logger = logging.getLogger(__name__)
 WEIGHT_DTYPES = {"default": None, "fp8_e4m3fn": "float8_e4m3fn", "fp8_e4m3fn_fast": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 CLIP_TYPES = ["sdxl", "sd3", "flux", "hunyuan_video", "hidream", "hunyuan_image"]
 STRENGTH = ("FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01})
+
+
+def warm_up() -> None:
+    """Import now what the nodes import when they first run: torch takes seconds, and nobody waits yet."""
+    try:
+        import_module("local.tinyflux.weights")
+        import_module("local.tinyflux.conditioning")
+        import_module("local.tinyflux.sampling")
+    except ImportError as error:
+        logger.warning("the model's own nodes will fail here: %s", error)
 
 
 class UNETLoader(Node):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -152,6 +153,18 @@ async def test_a_200_with_node_errors_fails_the_job_and_leaves_nothing_running(b
     assert (done.status, done.error.code, done.attempts) == ("failed", "graph_rejected", 1)
     # The instance took the rest of the graph: it must not spend its GPU on it.
     await wait_until(bench.is_idle)
+
+
+async def test_a_history_that_says_error_and_not_why_fails_the_job(bench: Bench) -> None:
+    def blame_nobody(said: dict[str, Any]) -> None:
+        for entry in said.values():
+            entry.update(outputs={}, status={"status_str": "error", "completed": False, "messages": []})
+
+    bench.proxy.relay = faults.lose_kinds("executed")
+    bench.proxy.add("GET", "/history", faults.change_json(blame_nobody), times=None)
+    done = await bench.run()
+    assert done.error is not None
+    assert (done.status, done.error.code, done.attempts) == ("failed", "prompt_failed", 1)
 
 
 async def test_an_empty_history_while_the_queue_holds_the_prompt_is_no_loss(bench: Bench) -> None:

@@ -125,3 +125,11 @@ def test_previews_come_to_those_who_ask_and_are_no_part_of_the_history(api: Api)
     assert previews
     assert all(event.id is None and event.data["mime"] == "image/jpeg" for event in previews)
     assert "preview" not in {event.kind for event in api.replay(job["id"])}
+
+
+def test_previews_that_nobody_asked_for_are_not_sent(api: Api, redis_server: str) -> None:
+    job = api.run(workflow="slow", steps=5, delay_ms=50)
+    with redis.Redis.from_url(redis_server) as connection:
+        feed = [fields[b"k"] for _, fields in connection.xrange("fluxgate:feed") if fields[b"j"] == job["id"].encode()]
+    assert b"progress" in feed
+    assert b"preview" not in feed

@@ -43,6 +43,8 @@ if twin ~= '' then
 end
 if leader then
   redis.call('ZADD', 'fluxgate:followers:' .. leader, sequence, id)
+  -- It does not stand in line, but its time to wait is its own.
+  redis.call('ZADD', 'fluxgate:deadlines', ARGV[9], id)
 else
   if twin ~= '' then redis.call('SET', 'fluxgate:twin:' .. twin, id) end
   enqueue(id, priority, caller, sequence)
