@@ -2,6 +2,20 @@
 
 from fluxgate.client import Client
 from fluxgate.errors import ApiError, FluxgateError, Unreachable
-from fluxgate.wire import Event, Job, JobError, Lora, Output, Page, Progress
+from fluxgate.wire import Batch, BatchItem, Event, Job, JobError, Lora, Output, Page, Progress
 
-__all__ = ["ApiError", "Client", "Event", "FluxgateError", "Job", "JobError", "Lora", "Output", "Page", "Progress", "Unreachable"]
+__all__ = [
+    "ApiError",
+    "Batch",
+    "BatchItem",
+    "Client",
+    "Event",
+    "FluxgateError",
+    "Job",
+    "JobError",
+    "Lora",
+    "Output",
+    "Page",
+    "Progress",
+    "Unreachable",
+]

@@ -14,7 +14,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
 from fluxgate.errors import ApiError, Unreachable
-from fluxgate.wire import Event, Job, Lora, Output, Page, make_request, read_answer, read_job
+from fluxgate.wire import Batch, BatchItem, Event, Job, Lora, Output, Page, make_request, read_answer, read_batch, read_job
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # The gateway comments every 15 s on a quiet stream: three of them missing mean a dead connection.
@@ -85,6 +85,41 @@ class Client:
     def replay_webhook(self, job_id: str) -> None:
         """Have the end of a generation or training told again to its webhook."""
         self._request("POST", f"{_path(job_id, 'trainings' if job_id.startswith('trn_') else 'generations')}/webhook/replay")
+
+    def batch(
+        self,
+        items: Sequence[dict[str, Any]] | None = None,
+        *,
+        sweep: dict[str, Any] | None = None,
+        workflow: str | None = None,
+        parameters: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Batch:
+        """Queue many pictures under one id: a list of requests, or `parameters` with a `sweep` over some of them.
+
+        A sweep's values are a list or `{"from": 1, "to": 100, "step": 1}`. `options` are metadata, priority, cache, webhook, timeout_s.
+        """
+        body = {"items": items, "sweep": sweep, "workflow": workflow, "parameters": parameters, **options}
+        body = {name: value for name, value in body.items() if value is not None}
+        return read_batch(self._request("POST", "/v1/batches", json=body))
+
+    def get_batch(self, batch_id: str) -> Batch:
+        """How many of its items are how."""
+        return read_batch(self._request("GET", _batch_path(batch_id)))
+
+    def batch_items(self, batch_id: str, *, status: str | None = None) -> Iterator[BatchItem]:
+        """Every item in order, with its status and pictures; asks for page after page."""
+        asked: dict[str, Any] = {"limit": 100, **({"status": status} if status else {})}
+        while True:
+            page = self._request("GET", f"{_batch_path(batch_id)}/items", params=asked)
+            yield from (BatchItem.model_validate(item) for item in _read_list(page))
+            if page.get("next_cursor") is None:
+                return
+            asked["cursor"] = page["next_cursor"]
+
+    def cancel_batch(self, batch_id: str) -> Batch:
+        """Stop all of it; what has ended stays as it is."""
+        return read_batch(self._request("POST", f"{_batch_path(batch_id)}/cancel"))
 
     def workflows(self) -> list[dict[str, Any]]:
         """What can be asked for: name, title, description, base models, instances."""
@@ -174,6 +209,10 @@ def _is_end(event: Event) -> bool:
 def _path(job_id: str, kind: str = "generations") -> str:
     # An id is one segment, whatever it holds: "../x" must stay an unknown job.
     return f"/v1/{kind}/{quote(job_id, safe='')}"
+
+
+def _batch_path(batch_id: str) -> str:
+    return f"/v1/batches/{quote(batch_id, safe='')}"
 
 
 def _read_list(content: Any) -> list[dict[str, Any]]:

@@ -89,6 +89,35 @@ class Page(_Answer):
     next_cursor: str | None = None
 
 
+class Batch(_Answer):
+    """Many generations under one id. `counts` has the number of items by status."""
+
+    id: str
+    status: str
+    total: int
+    counts: dict[str, int]
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    archive: dict[str, Any] | None = None
+    created_at: str | None = None
+    finished_at: str | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.status in TERMINAL_STATUSES
+
+
+class BatchItem(_Answer):
+    """One item. `id` is that of the generation it becomes, or has become."""
+
+    index: int
+    id: str
+    status: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
+    outputs: list[Output] = Field(default_factory=list)
+    error: JobError | None = None
+
+
 class Event(NamedTuple):
     """One message of a job's stream. `data` is the parsed JSON; `kind` is status, progress, preview, output, log or error."""
 
@@ -133,3 +162,13 @@ def read_job(content: Any) -> Job:
         return Job.model_validate(content)
     except ValidationError as error:
         raise ApiError(200, "not_the_gateway", f"The answer is no job: {error.errors()[0]['msg']}", "Is it a Fluxgate gateway?") from error
+
+
+def read_batch(content: Any) -> Batch:
+    """The batch in an answer."""
+    try:
+        return Batch.model_validate(content)
+    except ValidationError as error:
+        raise ApiError(
+            200, "not_the_gateway", f"The answer is no batch: {error.errors()[0]['msg']}", "Is it a Fluxgate gateway?"
+        ) from error

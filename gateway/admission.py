@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,12 +20,14 @@ from gateway.errors import FluxgateError, NoInstance, NotFound, Unprocessable
 from gateway.inputs import Brought, Inputs
 from gateway.instances import InstanceRegistry
 from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, Webhook, new_job_id, now_ms
-from gateway.jobs.records import IdempotencyKey
+from gateway.jobs.records import Admitted, IdempotencyKey, Item
 from gateway.jobs.store import JobStore
 from gateway.loras import Lora, LoraRegistry
 from gateway.reuse import reuse_result
 from gateway.settings import Settings
 from gateway.storage import Storage
+
+Resolver = Callable[[Sequence[str]], Awaitable[list[Lora]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +104,20 @@ class Admission:
         With a `key` seen before, the job is that of the first request, and the second answer says so.
         """
         rendered = await self.prepare(wish, caller)
-        await self.check_fleet(self._beside_published(rendered.spec, rendered.loras))
+        await self.check_fleet(self.beside_published(rendered))
+        job, admitted = await self.enqueue(self.seal(rendered, wish), key)
+        if admitted.job_id == job.id:
+            return job, False
+        return await self._store.load(admitted.job_id) or job, True
+
+    def seal(self, rendered: Rendered, wish: Wish) -> Item:
+        """A job to be, about which nothing is decided any more."""
         graph = json.dumps(rendered.graph, ensure_ascii=False).encode()
-        spec = self._with_cache_key(rendered.spec, wish, graph)
-        reuse = wish.cache == "use"
+        return Item(self._with_cache_key(rendered.spec, wish, graph), graph, wish.cache == "use")
+
+    async def enqueue(self, item: Item, key: IdempotencyKey | None = None) -> tuple[Job, Admitted]:
+        """Store it: queued, following its twin, or finished with what an identical one made; and what came of that."""
+        spec, graph, reuse = item
         job = Job(spec=spec)
         admitted = await self._store.create(spec, graph, reuse=reuse, key=key)
         if admitted.outcome == "cached":
@@ -116,10 +128,9 @@ class Admission:
                 admitted = await self._store.create(spec, graph, reuse=False, key=key)
             else:
                 job, admitted = answered, await self._store.create_finished(answered, graph, key=key)
-        if admitted.job_id == job.id:
+        if admitted.job_id == job.id and admitted.outcome != "stale":
             await self._inputs.keep(spec)
-            return job, False
-        return await self._store.load(admitted.job_id) or job, True
+        return job, admitted
 
     def _with_cache_key(self, spec: JobSpec, wish: Wish, graph: bytes) -> JobSpec:
         """Two jobs of one caller with this key would make the same bytes.
@@ -135,16 +146,16 @@ class Admission:
         digest = hashlib.sha256(graph + form.encode()).hexdigest()
         return spec.model_copy(update={"cache_key": digest})
 
-    async def prepare(self, wish: Wish, caller: Caller) -> Rendered:
-        """Everything but storing: what `admit` would run."""
+    async def prepare(self, wish: Wish, caller: Caller, loras: Resolver | None = None) -> Rendered:
+        """Everything but storing: what `admit` would run. `loras` remembers names for whoever prepares many."""
         workflow = self.workflow(wish.workflow)
         job_id = new_job_id()
         try:
             filled = workflow.fill(wish.parameters, default_base_model=self._settings.default_base_model, draw_seed=_draw_seed)
-            loras = await self._loras.resolve(lora.name for lora in filled.loras)
+            found = await (loras or self._loras.resolve)([lora.name for lora in filled.loras])
             files = [
                 LoraFile(name=lora.name, file=lora.file, weight=asked.weight, family=lora.family)
-                for lora, asked in zip(loras, filled.loras, strict=True)
+                for lora, asked in zip(found, filled.loras, strict=True)
             ]
             brought = await self._inputs.bring(caller.id, workflow.images, filled.values)
             graph = render(workflow, replace(filled, values=filled.values | brought.files), job_id=job_id, loras=files)
@@ -152,7 +163,7 @@ class Admission:
             raise Unprocessable(error.message, code=error.code, hint=error.hint, details=error.details) from error
         except WorkflowError as error:
             raise translate_workflow_error(error) from error
-        return Rendered(self._spec(wish, caller, workflow, filled, loras, brought, graph, job_id), graph, tuple(loras))
+        return Rendered(self._spec(wish, caller, workflow, filled, found, brought, graph, job_id), graph, tuple(found))
 
     def _spec(
         self,
@@ -186,10 +197,21 @@ class Admission:
         )
 
     @staticmethod
-    def _beside_published(spec: JobSpec, loras: tuple[Lora, ...]) -> Needs:
+    def beside_published(rendered: Rendered) -> Needs:
         """What must be there already. Published LoRAs are brought to the instances by the dispatchers: the job waits for them."""
-        coming = {lora.file for lora in loras if lora.sha256}
+        spec, coming = rendered.spec, {lora.file for lora in rendered.loras if lora.sha256}
         return spec.needs.model_copy(update={"choices": tuple(choice for choice in spec.needs.choices if choice[2] not in coming)})
+
+    async def resolve_loras(self, names: Sequence[str]) -> list[Lora]:
+        return await self._loras.resolve(names)
+
+    async def combos(self) -> set[tuple[str, str]]:
+        """(class, input) of every input that takes one of a list on some instance that is up."""
+        found = set[tuple[str, str]]()
+        for facts in await self._registry.recent():
+            catalog = await self._registry.catalog(facts) if facts.state == "up" else None
+            found |= {(class_type, name) for class_type, inputs in (catalog or {}).items() for name in inputs}
+        return found
 
     async def check_fleet(self, needs: Needs) -> None:
         """Refuse what no instance that is up could run. While none is up the job may wait: what they have is not known."""

@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI
 
 from gateway.edge import EdgeMiddleware, install_error_handlers
 from gateway.routes import (
+    batches,
     catalog,
     comfy_assets,
     comfy_jobs,
@@ -46,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_workflow_router(settings))
     app.include_router(events.router)
     app.include_router(sockets.router)
+    app.include_router(batches.router)
     app.include_router(datasets.router)
     app.include_router(catalog.router)
     app.include_router(loras.router)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from gateway.auth import Caller
 from gateway.errors import BadRequest
@@ -18,6 +18,7 @@ T = TypeVar("T")
 MAX_KEY_LENGTH = 255
 # pydantic writes about 250 levels and reads about 200: what is stored must be read again, two levels further down.
 MAX_DEPTH = 64
+MAX_METADATA_BYTES = 16_384
 
 
 def is_deeper(value: Any, levels: int) -> bool:
@@ -52,6 +53,31 @@ def check(shape: TypeAdapter[T], value: Any, *place: str) -> T:
     except ValidationError as invalid:
         faults = [{**fault, "loc": ("body", *place, *fault["loc"])} for fault in invalid.errors(include_url=False, include_context=False)]
         raise RequestValidationError(faults) from None
+
+
+class ShallowBody(BaseModel):
+    """A body that can be stored: no field of it is nested too deep."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_depth(cls, body: Any) -> Any:
+        for name, value in body.items() if isinstance(body, dict) else ():
+            if is_deeper(value, MAX_DEPTH):
+                raise ValueError(f"{name[:64]!r} is nested more than {MAX_DEPTH} levels deep")
+        return body
+
+
+def _fit_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+    except (UnicodeEncodeError, ValueError, RecursionError):
+        raise ValueError("metadata must be plain JSON: no lone surrogates, NaN or infinity") from None
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"metadata is {size} bytes; at most {MAX_METADATA_BYTES} are allowed")
+    return value
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_fit_metadata), Field(description="Yours; returned as it is.")]
 
 
 def read_idempotency_key(caller: Caller, given: str, scope: str, body: Any) -> IdempotencyKey:

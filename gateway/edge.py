@@ -129,6 +129,7 @@ class EdgeMiddleware:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._max_body_bytes, self._max_upload_bytes = app, settings.max_body_bytes, settings.max_upload_bytes
+        self._max_batch_bytes = settings.max_batch_bytes
         self._max_picture_body_bytes = max(settings.max_body_bytes, settings.max_picture_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,6 +175,8 @@ class EdgeMiddleware:
         """Bytes the body may have."""
         if _is_upload(scope, headers):
             return self._max_upload_bytes
+        if scope["path"] == "/v1/batches":
+            return self._max_batch_bytes
         return self._max_picture_body_bytes if _TAKES_PICTURES.fullmatch(scope["path"]) else self._max_body_bytes
 
     def _too_large(self, allowed: int) -> PayloadTooLarge:

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gateway.addresses import show_url
-from gateway.jobs.model import Event, EventKind, Job, JobInput, Output
+from gateway.jobs.batch_records import Batch, archive_key
+from gateway.jobs.model import Event, EventKind, Job, JobInput, JobSpec, JobStatus, Output
 from gateway.storage import Storage
 
 
@@ -79,6 +80,8 @@ def present_job(
         "inputs": [present_input(given, storage) for given in spec.inputs],
         "priority": spec.priority,
         "metadata": spec.metadata,
+        "batch": spec.batch,
+        "batch_index": spec.batch_index,
         **present_webhook(job),
         "progress": job.progress.model_dump(),
         "queue_position": queue_position,
@@ -95,6 +98,50 @@ def present_job(
         "started_at": rfc3339(job.started_ms),
         "finished_at": rfc3339(job.finished_ms),
         "urls": {"self": home, "events": f"{home}/events", "cancel": f"{home}/cancel", "workflow": f"{home}/workflow"},
+    }
+
+
+def present_batch(batch: Batch, *, base_url: str, storage: Storage) -> dict[str, Any]:
+    """A batch as callers see it: how many of its items are how."""
+    spec, home = batch.spec, f"{base_url}/v1/batches/{batch.id}"
+    archive = batch.archive.model_dump() if batch.archive else None
+    if archive is not None:
+        archive["url"] = storage.sign(archive_key(batch.id)) if archive["status"] == "ready" else None
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "status": batch.status.value,
+        "total": spec.total,
+        "counts": batch.counts(),
+        "workflow": spec.workflow,
+        "sweep": spec.sweep,
+        "metadata": spec.metadata,
+        "archive": archive,
+        "created_at": rfc3339(spec.created_ms),
+        "finished_at": rfc3339(batch.ended_ms),
+        "urls": {
+            "self": home,
+            "items": f"{home}/items",
+            "cancel": f"{home}/cancel",
+            "archive": f"{home}/archive",
+            "contact_sheet": f"{home}/contact-sheet",
+        },
+    }
+
+
+def present_item(index: int, spec: JobSpec, status: JobStatus, job: Job | None, *, base_url: str, storage: Storage) -> dict[str, Any]:
+    """An item of a batch: decided from the start, a job once its turn has come, and a status when the job's record is gone."""
+    return {
+        "index": index,
+        "id": spec.id,
+        "status": (job.status if job else status).value,
+        "workflow": spec.workflow,
+        "parameters": spec.parameters,
+        "seed": spec.seed,
+        "metadata": spec.metadata,
+        "outputs": [present_output(output, storage) for output in job.outputs] if job else [],
+        "error": job.error.model_dump() if job and job.error else None,
+        "urls": {"self": f"{base_url}/v1/generations/{spec.id}"},
     }
 
 

@@ -20,6 +20,8 @@ from gateway.admission import Admission
 from gateway.asset_records import AssetRecords
 from gateway.assets import AssetStore
 from gateway.auth import Doorkeeper, Rates
+from gateway.batch_pictures import BatchPictures
+from gateway.batches import Batches
 from gateway.before_after import BeforeAfter
 from gateway.captioning import Captionings
 from gateway.curation import Curation
@@ -30,6 +32,7 @@ from gateway.gpu import GpuLease
 from gateway.hub import HubAccess
 from gateway.inputs import Inputs
 from gateway.instances import FleetRegistry, InstanceRegistry
+from gateway.jobs.batches import BatchStore
 from gateway.jobs.deliveries import DeliveryStore
 from gateway.jobs.events import BLOCK_MS, EventFeed
 from gateway.jobs.records import Limits
@@ -76,6 +79,9 @@ class Runtime:
     assets: AssetStore
     trainings: Trainings
     captionings: Captionings
+    batch_store: BatchStore
+    batches: Batches
+    batch_pictures: BatchPictures
     deliveries: DeliveryStore
     webhooks: Webhooks
     gpu: GpuLease | None
@@ -153,6 +159,9 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         training_store = TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits)
         hub = HubAccess(settings.hf_endpoint, settings.hf_token)
         trainings = Trainings(settings, catalog, training_store, datasets, TrainerMachines(redis), hub)
+        batch_store = BatchStore(redis, ttl_s=settings.job_ttl_s, per_caller=settings.max_batches_per_caller)
+        batches = Batches(batch_store, store, admission, registry, feed)
+        batch_pictures = BatchPictures(batch_store, store, storage)
         deliveries = DeliveryStore(redis)
         webhooks = Webhooks(settings, deliveries, storage, outside, metrics)
         gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
@@ -169,6 +178,8 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
                 tasks.append(group.create_task(_essential("the watch over trainings", trainings.watch())))
                 tasks.append(group.create_task(_essential("the sweep of uploads", assets.sweep())))
+                tasks.append(group.create_task(_essential("the batches", batches.watch())))
+                tasks.append(group.create_task(_essential("the pictures of batches", batch_pictures.watch())))
                 pictures = BeforeAfter(admission, store, loras)
                 tasks.append(group.create_task(_essential("the before and after pictures", pictures.watch())))
             try:
@@ -178,7 +189,8 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 raw = RawAdmission(settings, catalog, store, storage, assets, inputs, admission)
                 lora_imports = LoraImports(settings, catalog, trainings, assets, outside, loras)
                 works = (admission, raw, datasets, curation, assets, trainings, Captionings(settings, trainings))
-                yield Runtime(settings, catalog, redis, *places, *works, *telling, gpu, metrics, lora_imports)
+                many = (batch_store, batches, batch_pictures)
+                yield Runtime(settings, catalog, redis, *places, *works, *many, *telling, gpu, metrics, lora_imports)
             finally:
                 for task in tasks:
                     task.cancel()

@@ -96,6 +96,7 @@ class Settings(BaseSettings):
     timeout_s: float = Field(3600.0, gt=0, description="Seconds a claimed job may take in total; a request's own `timeout_s` may be less.")
     max_queue_depth: int = Field(10_000, ge=1, description="Waiting jobs above which new ones are answered 429.")
     max_jobs_per_caller: int = Field(2_000, ge=1, description="Unfinished jobs of one caller above which its new ones are answered 429.")
+    max_batches_per_caller: int = Field(10, ge=1, description="Unfinished batches of one caller above which its new ones are answered 429.")
     cache_ttl_s: int = Field(24 * 3600, ge=0, description="Seconds a finished job may answer an identical request; 0 turns that off.")
     upload_tries: int = Field(5, ge=1, description="Times one picture's upload to S3 is tried, with growing pauses.")
 
@@ -156,6 +157,7 @@ class Settings(BaseSettings):
     max_picture_body_bytes: int = Field(
         16 << 20, ge=1024, description="Largest JSON body of a generation, which may carry pictures as data URLs."
     )
+    max_batch_bytes: int = Field(16 << 20, ge=1024, description="Largest body of a batch.")
     max_upload_bytes: int = Field(512 << 20, ge=1024, description="Largest upload of files, refused before it is read.")
     max_asset_bytes: int = Field(2 << 30, ge=1024, le=5 << 30, description="Largest file that may be sent straight to S3.")
     asset_ttl_s: int = Field(24 * 3600, ge=60, description="Seconds an upload is kept after it was made or last used.")

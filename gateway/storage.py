@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar, cast
 from urllib.parse import quote
 
 import aiohttp
 import boto3
 from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
 from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.client import Config
@@ -24,7 +25,11 @@ from gateway.settings import Settings
 P = ParamSpec("P")
 R = TypeVar("R")
 
+Reader = Callable[[str], bytes | None]  # an object's bytes by its key, None when there is none
+
 THREADS = 8
+# Ten thousand of them, the most that S3 takes, hold 156 GiB.
+PART_BYTES = 16 << 20
 PIECE_BYTES = 1 << 20
 PUT_PAUSES_S = (0.05, 0.2)
 
@@ -70,6 +75,23 @@ def _bucket_url(client: Any, bucket: str) -> str:
         return f"{anonymous}/{bucket}/"
     scheme, _, host = anonymous.partition("://")
     return f"{scheme}://{bucket}.{host}/"
+
+
+class _Pieces:
+    """Pieces as a file. A read gives what it was asked for until the end: S3 takes no short part but the last."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._held = pieces, bytearray()
+
+    def read(self, size: int = -1) -> bytes:
+        while size < 0 or len(self._held) < size:
+            piece = next(self._pieces, None)
+            if piece is None:
+                break
+            self._held += piece
+        taken = bytes(self._held if size < 0 else self._held[:size])
+        del self._held[: len(taken)]
+        return taken
 
 
 class Storage:
@@ -148,6 +170,24 @@ class Storage:
     async def put_stream(self, key: str, file: IO[bytes], content_type: str) -> None:
         """Store what a file still holds, in parts where it is large, and close it. It is read in another thread."""
         await self._call(self._client.upload_fileobj, file, self.bucket, key, ExtraArgs={"ContentType": content_type})
+
+    async def put_made(self, key: str, make: Callable[[Reader], Iterator[bytes]], content_type: str) -> None:
+        """Store what is made piece by piece from other objects, in another thread, in parts: it is never held whole."""
+
+        def read(source: str) -> bytes | None:
+            try:
+                return bytes(self._client.get_object(Bucket=self.bucket, Key=source)["Body"].read())
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                    return None
+                raise
+
+        def upload() -> None:
+            config = TransferConfig(multipart_chunksize=PART_BYTES, max_concurrency=2)
+            file = cast(IO[bytes], _Pieces(make(read)))
+            self._client.upload_fileobj(file, self.bucket, key, ExtraArgs={"ContentType": content_type}, Config=config)
+
+        await self._call(upload)
 
     async def size_bytes(self, key: str) -> int | None:
         """How large an object is; None when there is none."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib.resources import files
 from typing import NamedTuple
-
-from pydantic import SecretStr
 
 from gateway.errors import Conflict, NotFound
 from gateway.jobs.model import Delivery, Job, Webhook, now_ms
@@ -83,5 +80,4 @@ def _read_due(fields: dict[bytes, bytes]) -> Due:
 
 
 def _read_webhook(job: Job, private: bytes) -> Webhook:
-    kept, url = json.loads(private), job.spec.webhook.url if job.spec.webhook else ""
-    return Webhook(url=url, secret=SecretStr(kept["secret"]) if kept["secret"] else None, base_url=kept["base_url"])
+    return (job.spec.webhook or Webhook(url="")).with_private(private.decode())

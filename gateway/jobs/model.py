@@ -124,6 +124,12 @@ class Webhook(_Part):
     secret: SecretStr | None = Field(None, exclude=True)  # None: the deployment's own
     base_url: str = Field("", exclude=True)  # of the links in what is told
 
+    def with_private(self, kept: str) -> Webhook:
+        """The whole of it again, from what was kept beside the record."""
+        private = json.loads(kept)
+        secret = private["secret"]
+        return Webhook(url=self.url, secret=SecretStr(secret) if secret else None, base_url=private["base_url"])
+
     def private_json(self) -> str:
         """What is kept beside the record."""
         return json.dumps({"secret": self.secret.get_secret_value() if self.secret else None, "base_url": self.base_url})
@@ -185,6 +191,8 @@ class JobSpec(_Part):
     priority: Priority = "normal"
     metadata: dict[str, Any] = Field(default_factory=dict)
     webhook: Webhook | None = None
+    batch: str | None = None
+    batch_index: int | None = None  # which of the batch's items it is
     cache_key: str | None = None  # None: neither answered from the cache nor remembered in it
     timeout_s: float = 3600.0  # claimed until ended, over all attempts
     queue_timeout_s: float = 3600.0  # accepted until claimed

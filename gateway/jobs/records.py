@@ -46,10 +46,21 @@ class Limits(NamedTuple):
     jobs_per_caller: int = 10_000
 
 
-class Admitted(NamedTuple):
-    """What came of a creation. `cached` stored nothing yet: `job_id` made the same before. `replay`: `job_id` is the first try's."""
+class Item(NamedTuple):
+    """A job to be, decided in full: what was asked for, its graph as it will be submitted, and whether an identical job may answer."""
 
-    outcome: Literal["created", "following", "cached", "replay"]
+    spec: JobSpec
+    graph: bytes
+    reuse: bool
+
+
+class Admitted(NamedTuple):
+    """What came of a creation. `cached` stored nothing yet: `job_id` made the same before. `replay`: `job_id` is the first try's.
+
+    `stale` stored nothing: of the job's batch another item is next, or none any more.
+    """
+
+    outcome: Literal["created", "following", "cached", "replay", "stale"]
     job_id: str
 
 

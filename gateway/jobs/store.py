@@ -93,7 +93,7 @@ class JobStore:
                 *(deadline_ms, spec.cache_key or "", int(reuse), self._limits.queue_depth, self._limits.jobs_per_caller),
                 *self._idempotency_args(key),
                 spec.created_ms - (self._ttl_s + LONGEST_LIFE_S) * 1000,
-                private_webhook(spec),
+                *(private_webhook(spec), *_batch_args(spec)),
             ]
         )
         return self._admitted(spec, [part.decode() if isinstance(part, bytes) else part for part in answer], key)
@@ -107,7 +107,7 @@ class JobStore:
                 *(self._now(), job.id, job.spec.caller, job.spec.created_ms, job.spec.model_dump_json(), graph, outputs),
                 self._ttl_s,
                 *self._idempotency_args(key),
-                private_webhook(job.spec),
+                *(private_webhook(job.spec), *_batch_args(job.spec)),
                 *(part for draft in (*output_events(job), status_event(job)) for part in draft),
             ]
         )
@@ -331,3 +331,7 @@ class JobStore:
     async def delete(self, job_id: str) -> bool:
         """Forget a job that has ended, or that is unknown; False while it still lives."""
         return int(await self._delete(args=[job_id])) != 0
+
+
+def _batch_args(spec: JobSpec) -> tuple[str, int]:
+    return (spec.batch, spec.batch_index or 0) if spec.batch else ("", 0)

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from comfy_workflows.workflow import Workflow
 from gateway.admission import Wish
 from gateway.auth import Caller
-from gateway.bodies import MAX_DEPTH, is_deeper, read_idempotency_key
+from gateway.bodies import Metadata, ShallowBody, read_idempotency_key
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.jobs.model import Job, JobStatus, Priority, now_ms
 from gateway.obstacles import find_obstacle
@@ -28,38 +28,18 @@ from gateway.webhooks import WebhookField
 router = APIRouter(prefix="/v1", tags=["generations"])
 
 MAX_WAIT_S = 60
-MAX_METADATA_BYTES = 16_384
 
 
-class GatewayFields(BaseModel):
+class GatewayFields(ShallowBody):
     """The part of a request that is the gateway's own; everything else is a parameter of the workflow."""
 
     model_config = ConfigDict(extra="allow")
 
-    metadata: dict[str, Any] = Field(default_factory=dict, description="Yours; returned as it is.")
+    metadata: Metadata = Field(default_factory=dict)
     priority: Priority = Field("normal", description="Order among your own and others' waiting jobs.")
     cache: Literal["use", "refresh", "off"] = Field("use", description="Whether an identical earlier job may answer.")
     webhook: WebhookField = None
     timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds the job may take once an instance has it.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_depth(cls, body: Any) -> Any:
-        for name, value in body.items() if isinstance(body, dict) else ():
-            if is_deeper(value, MAX_DEPTH):
-                raise ValueError(f"{name[:64]!r} is nested more than {MAX_DEPTH} levels deep")
-        return body
-
-    @field_validator("metadata")
-    @classmethod
-    def _fit(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
-        except (UnicodeEncodeError, ValueError, RecursionError):
-            raise ValueError("metadata must be plain JSON: no lone surrogates, NaN or infinity") from None
-        if size > MAX_METADATA_BYTES:
-            raise ValueError(f"metadata is {size} bytes; at most {MAX_METADATA_BYTES} are allowed")
-        return value
 
 
 class GenerationRequest(GatewayFields):
@@ -191,6 +171,7 @@ async def list_generations(
     status: JobStatus | None = None,
     workflow: str | None = None,
     lora: str | None = None,
+    batch: str | None = None,
     created_after: Annotated[str | None, Query(description="RFC 3339 time")] = None,
 ) -> dict[str, Any]:
     """The caller's jobs, newest first. `next_cursor` is null on the last page."""
@@ -206,17 +187,18 @@ async def list_generations(
             job = jobs.get(position[1])
             if after_ms is not None and position[0] <= after_ms:
                 return _page(found, None, runtime, base_url)
-            if job is not None and _matches(job, status, workflow, lora):
+            if job is not None and _matches(job, status, workflow, lora, batch):
                 found.append(job)
                 if len(found) == limit:
                     break
     return _page(found, position, runtime, base_url)
 
 
-def _matches(job: Job, status: JobStatus | None, workflow: str | None, lora: str | None) -> bool:
+def _matches(job: Job, status: JobStatus | None, workflow: str | None, lora: str | None, batch: str | None) -> bool:
     return (
         (status is None or job.status is status)
         and (workflow is None or job.spec.workflow == workflow)
+        and (batch is None or job.spec.batch == batch)
         and (lora is None or any(use.name == lora for use in job.spec.loras))
     )
 

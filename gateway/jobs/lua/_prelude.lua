@@ -72,10 +72,41 @@ local function release_followers(id, succeeded)
   redis.call('DEL', waiting)
 end
 
+local function batch_key(id) return 'fluxgate:batch:' .. id end
+
+-- An item becomes a job: the next to become one stands behind it.
+local function join_batch(id, batch, index)
+  local key = batch_key(batch)
+  redis.call('HSET', job_key(id), 'batch', batch, 'batch_index', index)
+  redis.call('HINCRBY', key, 'fed', 1)
+  redis.call('SETRANGE', key .. ':states', index, 'q')
+  redis.call('SADD', key .. ':live', id)
+end
+
+-- A batch whose items were all handed out and have all ended.
+local function end_batch_if_done(batch, now, ttl_s)
+  local key = batch_key(batch)
+  local facts = redis.call('HMGET', key, 'fed', 'total', 'caller', 'ended_ms')
+  if facts[4] or not facts[1] or tonumber(facts[1]) < tonumber(facts[2]) or redis.call('EXISTS', key .. ':live') == 1 then return end
+  redis.call('HSET', key, 'ended_ms', now)
+  redis.call('ZREM', 'fluxgate:batches', batch)
+  redis.call('SREM', 'fluxgate:open_batches:' .. facts[3], batch)
+  for _, name in ipairs({key, key .. ':states', key .. ':items'}) do redis.call('EXPIRE', name, ttl_s) end
+end
+
+-- An item's job ended: its letter stays with the batch, whatever becomes of the job's record.
+local function leave_batch(id, batch, index, status, now, ttl_s)
+  local key, letters = batch_key(batch), {succeeded = 's', failed = 'f', canceled = 'c', expired = 'x'}
+  redis.call('SREM', key .. ':live', id)
+  if redis.call('EXISTS', key) == 0 then return end
+  redis.call('SETRANGE', key .. ':states', index, letters[status])
+  end_batch_if_done(batch, now, ttl_s)
+end
+
 -- Every way a job ends: nothing is left that could claim, renew or count it; its record lives on for `ttl_s`.
 local function close(id, now, ttl_s, succeeded)
   local key = job_key(id)
-  local facts = redis.call('HMGET', key, 'instance', 'caller', 'twin', 'webhook')
+  local facts = redis.call('HMGET', key, 'instance', 'caller', 'twin', 'webhook', 'batch', 'batch_index', 'status')
   if facts[1] then redis.call('SREM', slots_key(facts[1]), id) end
   redis.call('ZREM', leases_key(id), id)
   redis.call('ZREM', 'fluxgate:deadlines', id)
@@ -87,5 +118,6 @@ local function close(id, now, ttl_s, succeeded)
   end
   redis.call('HSET', key, 'finished_ms', now)
   if facts[4] then redis.call('ZADD', 'fluxgate:webhooks', now, id) end
+  if facts[5] then leave_batch(id, facts[5], facts[6], facts[7], now, ttl_s) end
   for _, name in ipairs({key, 'fluxgate:graph:' .. id, 'fluxgate:events:' .. id}) do redis.call('EXPIRE', name, ttl_s) end
 end

@@ -1,8 +1,8 @@
 -- now, id, caller, priority, created_ms, spec, graph, event, queue deadline, twin, may be answered by a twin's work ('1'), depth limit,
 -- caller limit, idempotency key, body hash, idempotency ttl_s, created_ms of the oldest records there can be,
--- webhook or ''
+-- webhook or '', batch or '', index in it
 --   ->  {'created'} · {'following', leader} · {'cached', job id} (nothing stored yet) · {'replay', body hash, job id}
---       · {'queue_full', depth} · {'caller_full', jobs}
+--       · {'queue_full', depth} · {'caller_full', jobs} · {'stale'}: another item of the batch is next, or none
 -- One step: either all of it happened or none, so a retry after a lost answer finds what the first try did.
 local now, id, caller, priority = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
 local key, twin, reuse, idempotency = job_key(id), ARGV[10], ARGV[11] == '1', ARGV[14]
@@ -11,6 +11,8 @@ if idempotency ~= '' then
   local known = redis.call('HMGET', idempotency, 'hash', 'job')
   if known[1] then return {'replay', known[1], known[2]} end
 end
+local batch = ARGV[19]
+if batch ~= '' and redis.call('HGET', batch_key(batch), 'fed') ~= ARGV[20] then return {'stale'} end
 if twin ~= '' and reuse then
   local source = redis.call('GET', 'fluxgate:cache:' .. twin)
   if source then return {'cached', source} end
@@ -28,6 +30,7 @@ local sequence = redis.call('INCR', 'fluxgate:sequence')
 redis.call('HSET', key, 'spec', ARGV[6], 'status', 'queued', 'caller', caller, 'priority', priority,
   'sequence', sequence, 'attempts', 0, 'revision', 0, 'queue_deadline', ARGV[9])
 if ARGV[18] ~= '' then redis.call('HSET', key, 'webhook', ARGV[18]) end
+if batch ~= '' then join_batch(id, batch, ARGV[20]) end
 redis.call('SET', 'fluxgate:graph:' .. id, ARGV[7])
 -- Records that old have expired: their places in the lists go with them.
 for _, index in ipairs({'fluxgate:jobs', 'fluxgate:jobs:' .. caller}) do redis.call('ZREMRANGEBYSCORE', index, '-inf', ARGV[17]) end
