@@ -1,5 +1,5 @@
-"""`python docker/gpus.py 4 > compose.gpus.yaml`: one ComfyUI for each GPU beside compose.yaml's first, and a gateway that knows them all.
-`--trainer GPU` gives the trainer that GPU; it takes turns with the instance there only when that is GPU 0, which compose.yaml names gpu0."""
+"""`python docker/gpus.py 4 > compose.gpus.yaml`: one ComfyUI for each GPU beside compose.yaml's first, and a gateway that knows all.
+`--trainer GPU` gives the trainer that GPU; it takes turns with the instances only when that is GPU 0, which compose.yaml names gpu0."""
 
 from __future__ import annotations
 

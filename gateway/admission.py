@@ -26,6 +26,7 @@ from gateway.loras import Lora, LoraRegistry
 from gateway.reuse import reuse_result
 from gateway.settings import Settings
 from gateway.storage import Storage
+from gateway.telemetry import Metrics
 
 Resolver = Callable[[Sequence[str]], Awaitable[list[Lora]]]
 
@@ -88,9 +89,10 @@ class Admission:
         inputs: Inputs,
         loras: LoraRegistry,
         registry: InstanceRegistry,
+        metrics: Metrics,
     ) -> None:
         self._settings, self._catalog, self._store, self._storage = settings, catalog, store, storage
-        self._inputs, self._loras, self._registry = inputs, loras, registry
+        self._inputs, self._loras, self._registry, self._metrics = inputs, loras, registry, metrics
 
     def workflow(self, name: str | None) -> Workflow:
         try:
@@ -129,6 +131,8 @@ class Admission:
             else:
                 job, admitted = answered, await self._store.create_finished(answered, graph, key=key)
         if admitted.job_id == job.id and admitted.outcome != "stale":
+            if job.cached:
+                self._metrics.cached.inc()
             await self._inputs.keep(spec)
         return job, admitted
 

@@ -28,6 +28,7 @@ from gateway.curation import Curation
 from gateway.datasets import DatasetStore
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import RedisUnavailable, StorageUnavailable
+from gateway.gauges import StateGauges, serve_metrics
 from gateway.gpu import GpuLease
 from gateway.hub import HubAccess
 from gateway.inputs import Inputs
@@ -87,6 +88,7 @@ class Runtime:
     gpu: GpuLease | None
     metrics: Metrics
     lora_imports: LoraImports
+    gauges: StateGauges
 
 
 def load_catalog(settings: Settings) -> Catalog:
@@ -155,10 +157,12 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         datasets = DatasetStore(redis)
         assets = AssetStore(AssetRecords(redis), storage, ttl_s=settings.asset_ttl_s, url_ttl_s=settings.url_ttl_s)
         inputs = Inputs(assets, outside, keep_s=settings.job_ttl_s)
-        admission = Admission(settings, catalog, store, storage, inputs, loras, registry)
+        admission = Admission(settings, catalog, store, storage, inputs, loras, registry, metrics)
         training_store = TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits)
         hub = HubAccess(settings.hf_endpoint, settings.hf_token)
-        trainings = Trainings(settings, catalog, training_store, datasets, TrainerMachines(redis), hub)
+        machines = TrainerMachines(redis)
+        gauges = StateGauges(metrics, store, training_store, machines, registry)
+        trainings = Trainings(settings, catalog, training_store, datasets, machines, hub)
         batch_store = BatchStore(redis, ttl_s=settings.job_ttl_s, per_caller=settings.max_batches_per_caller)
         batches = Batches(batch_store, store, admission, registry, feed)
         batch_pictures = BatchPictures(batch_store, store, storage)
@@ -174,14 +178,17 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             tasks = [group.create_task(_ensure_bucket(storage)), group.create_task(_essential("the event feed", feed.run()))]
             tasks.append(group.create_task(_essential("the webhooks", webhooks.run())))
             tasks.append(group.create_task(_essential("the watch over keys", doorkeeper.run())))
+            # In every process: a cluster may be scaled to no dispatcher at all.
+            tasks.append(group.create_task(_essential("the watch over trainings", trainings.watch())))
+            tasks.append(group.create_task(_essential("the sweep of uploads", assets.sweep())))
+            tasks.append(group.create_task(_essential("the batches", batches.watch())))
+            tasks.append(group.create_task(_essential("the pictures of batches", batch_pictures.watch())))
+            pictures = BeforeAfter(admission, store, loras)
+            tasks.append(group.create_task(_essential("the before and after pictures", pictures.watch())))
+            if settings.metrics_port:
+                tasks.append(group.create_task(_essential("the metrics port", serve_metrics(settings, gauges))))
             if dispatcher is not None:
                 tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
-                tasks.append(group.create_task(_essential("the watch over trainings", trainings.watch())))
-                tasks.append(group.create_task(_essential("the sweep of uploads", assets.sweep())))
-                tasks.append(group.create_task(_essential("the batches", batches.watch())))
-                tasks.append(group.create_task(_essential("the pictures of batches", batch_pictures.watch())))
-                pictures = BeforeAfter(admission, store, loras)
-                tasks.append(group.create_task(_essential("the before and after pictures", pictures.watch())))
             try:
                 curation = Curation(datasets, storage)
                 telling = (deliveries, webhooks)
@@ -190,7 +197,9 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 lora_imports = LoraImports(settings, catalog, trainings, assets, outside, loras)
                 works = (admission, raw, datasets, curation, assets, trainings, Captionings(settings, trainings))
                 many = (batch_store, batches, batch_pictures)
-                yield Runtime(settings, catalog, redis, *places, *works, *many, *telling, gpu, metrics, lora_imports)
+                yield Runtime(settings, catalog, redis, *places, *works, *many, *telling, gpu, metrics, lora_imports, gauges)
+                if dispatcher is not None:
+                    await dispatcher.drain(settings.stop_after_running_s)
             finally:
                 for task in tasks:
                     task.cancel()

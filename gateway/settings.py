@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
+
+# Where container runtimes put secrets.
+SECRETS_DIR = Path("/run/secrets")
 
 
 def require_url(url: str, *schemes: str) -> str:
@@ -43,12 +48,21 @@ def is_secret(name: str) -> bool:
     return field is not None and "SecretStr" in str(field.annotation)
 
 
+class _SecretFiles(SecretsSettingsSource):
+    """Files in SECRETS_DIR, where that is: an empty one says nothing."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value, key, is_complex = super().get_field_value(field, field_name)
+        return value or None, key, is_complex
+
+
 class Settings(BaseSettings):
     """One deployment. Read once at start; names are those of the environment, in lower case."""
 
-    # Where container runtimes put secrets: a file named like the setting is its value.
-    model_config = SettingsConfigDict(
-        env_file=None, extra="ignore", frozen=True, secrets_dir="/run/secrets" if Path("/run/secrets").is_dir() else None
+    model_config = SettingsConfigDict(env_file=None, extra="ignore", frozen=True)
+
+    secrets_dir: Path = Field(
+        SECRETS_DIR, description="Folder in which a file named like a setting, in lower case, is its value where the environment has none."
     )
 
     host: str = Field("127.0.0.1", description="Address the gateway listens on. Anything but loopback needs API keys.")
@@ -84,6 +98,10 @@ class Settings(BaseSettings):
     dispatcher: Literal["embedded", "off"] = Field(
         "embedded", description="`embedded` runs the dispatcher inside the gateway; `off` leaves it to `python -m gateway.dispatch`."
     )
+    stop_after_running_s: float = Field(
+        0.0, ge=0, description="Seconds a dispatcher that is told to stop waits for what runs; then, or at 0 at once, it hands jobs over."
+    )
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of `python -m gateway.dispatch` that serves its metrics. 0: none.")
     slots_per_instance: int = Field(
         2, ge=1, le=8, description="Prompts kept in one ComfyUI: one runs, the rest wait so that the GPU never does."
     )
@@ -169,6 +187,18 @@ class Settings(BaseSettings):
         None, description="Signs webhooks whose request brings no secret of its own: `whsec_` and 24 to 64 bytes in base64."
     )
     heartbeat_s: float = Field(15.0, gt=0, description="Seconds between comments on a quiet event stream.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        folder = Path(os.environ.get("SECRETS_DIR") or SECRETS_DIR)
+        return init_settings, env_settings, *([_SecretFiles(settings_cls, folder)] if folder.is_dir() else [])
 
     @field_validator("raw_nodes", mode="before")
     @classmethod

@@ -75,9 +75,30 @@ class Metrics:
             "fluxgate_job_execution_seconds", "Started until ComfyUI ended", ["workflow"], buckets=seconds, registry=self.registry
         )
         self.upload_s = Histogram("fluxgate_job_upload_seconds", "Pictures fetched and stored", buckets=seconds, registry=self.registry)
-        self.queue_depth = Gauge("fluxgate_queue_depth", "Jobs that wait for a slot", registry=self.registry)
-        self.slots_used = Gauge("fluxgate_instance_slots_used", "Prompts held", ["instance"], registry=self.registry)
-        self.instance_up = Gauge("fluxgate_instance_up", "1 while usable", ["instance"], registry=self.registry)
+        self.warm = Counter("fluxgate_jobs_warm", "Jobs by whether their models were loaded already", ["warm"], registry=self.registry)
+        self.cached = Counter("fluxgate_jobs_cached", "Jobs answered with the pictures of an identical one", registry=self.registry)
+        self.busy_s = Counter(
+            "fluxgate_instance_busy_seconds", "Time in which jobs ran, counted at their end", ["instance"], registry=self.registry
+        )
         self.streams = Gauge("fluxgate_event_streams", "Open event streams", registry=self.registry)
         self.webhooks = Counter("fluxgate_webhooks", "Tries to tell a job's end", ["outcome"], registry=self.registry)
         self.lease_takeovers = Counter("fluxgate_lease_takeovers", "Expired leases taken over", registry=self.registry)
+        self._add_state()
+
+    def _add_state(self) -> None:
+        """What is read from Redis at each scrape. No number is better than an old one."""
+        self.redis_up = Gauge("fluxgate_redis_up", "1 while Redis answers", registry=self.registry)
+        self.queue_depth = self._gauge("fluxgate_queue_depth", "Jobs that wait for a slot")
+        self.queue_oldest_s = self._gauge("fluxgate_queue_oldest_seconds", "Age of the job that waits longest; 0 when none does")
+        self.trainers = self._gauge("fluxgate_trainers", "Trainer workers that report")
+        self.trainings = self._gauge("fluxgate_trainings", "Unfinished trainings", "status")
+        self.instance_up = self._gauge("fluxgate_instance_up", "1 while usable", "instance")
+        self.slots = self._gauge("fluxgate_instance_slots", "Prompts it may hold", "instance")
+        self.slots_used = self._gauge("fluxgate_instance_slots_used", "Prompts held", "instance")
+        self.instance_training = self._gauge("fluxgate_instance_training", "1 while a training has its GPU", "instance")
+        self.vram_total = self._gauge("fluxgate_instance_vram_total_bytes", "GPU memory", "instance")
+        self.vram_free = self._gauge("fluxgate_instance_vram_free_bytes", "GPU memory that is free", "instance")
+        self.of_instances = (self.instance_up, self.slots, self.slots_used, self.instance_training, self.vram_total, self.vram_free)
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(name, meaning, labels, registry=self.registry)

@@ -55,6 +55,7 @@ LAYERS = {
     "gateway.trainer_machines": 2,
     "gateway.admission": 3,
     "gateway.assets": 3,
+    "gateway.gauges": 3,
     "gateway.batch_pictures": 3,
     "gateway.batch_request": 3,
     "gateway.batches": 3,

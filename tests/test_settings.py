@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,28 @@ def test_defaults_need_no_environment() -> None:
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.is_loopback
     refuse_unsafe_binding(settings)
+
+
+def test_a_file_is_a_secret_and_an_empty_one_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
+    drawn = "a-key-that-was-drawn-at-the-first-start"
+    # As Kubernetes mounts a secret: each name is a link to the newest version's file.
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data" / "admin_key").write_text(drawn + "\n")
+    (tmp_path / "admin_key").symlink_to("..data/admin_key")
+    for name in ("hf_token", "webhook_secret", "redis_url"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "log_level").write_text("DEBUG")
+    monkeypatch.setenv("LOG_LEVEL", "ERROR")
+    settings = Settings()
+    assert settings.admin_key is not None
+    assert settings.admin_key.get_secret_value() == drawn
+    assert drawn not in repr(settings)
+    assert (settings.hf_token, settings.webhook_secret, settings.redis_url) == (None, None, "redis://127.0.0.1:6379/0")
+    # What the environment says counts for more.
+    assert settings.log_level == "ERROR"
+    monkeypatch.setenv("SECRETS_DIR", str(tmp_path / "absent"))
+    assert Settings().admin_key is None
 
 
 def test_names_are_those_of_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:

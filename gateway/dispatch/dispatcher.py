@@ -79,6 +79,7 @@ class Dispatcher:
         self._claiming: set[str] = set()  # placed, and perhaps still in Redis's line
         self._audience = Audience()
         self._wake = asyncio.Event()
+        self._stopping, self._ended = False, asyncio.Event()
         self._roster = Roster(settings, session, store, registry, fleet, loras, gpu, self._wake)
         self._instances = self._roster.instances
         feed.observe(self._observe)
@@ -94,6 +95,21 @@ class Dispatcher:
                 group.create_task(self._roster.bring_loras(self._lora_disk, self._list_loras_in_use))
         finally:
             await self._give_leases_back()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Claim nothing more, and wait that long for what runs here: for an instance that goes when this process does."""
+        self._stopping = True
+        log.info("claims nothing more", extra={"running": len(self._executions), "wait_s": timeout_s})
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0 and self._is_busy:
+            self._ended.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._ended.wait()
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._executions) or any(instance.held for instance in self._instances.values())
 
     async def _place_for_ever(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -117,17 +133,14 @@ class Dispatcher:
             try:
                 await self._renew()
                 lease = uuid.uuid4().hex
-                for claim in await self._store.take_over(lease=lease, lease_s=self._settings.lease_s, limit=16):
+                limit = 0 if self._stopping else 16
+                for claim in await self._store.take_over(lease=lease, lease_s=self._settings.lease_s, limit=limit):
                     self._metrics.lease_takeovers.inc()
                     log.warning("lease taken over", extra={"job_id": claim.id, "instance": claim.job.instance})
                     self._start(group, claim, resumed=True)
                 await self._expire_overdue()
                 measured, self._measured = self._measured, {}
                 await self._store.record_times(measured)
-                self._metrics.queue_depth.set(await self._store.depth())
-                for instance in self._instances.values():
-                    self._metrics.slots_used.labels(instance.id).set(instance.load.slots_used)
-                    self._metrics.instance_up.labels(instance.id).set(int(instance.is_usable))
             except RedisUnavailable as error:
                 log.warning("leases wait for Redis", extra={"error": error.message})
             await asyncio.sleep(self._settings.lease_s / 3)
@@ -161,7 +174,7 @@ class Dispatcher:
 
     async def _place_all(self, group: asyncio.TaskGroup) -> None:
         """Place until no free slot or no job that fits is left. Claims go out side by side: the next choice does not wait for them."""
-        while any(instance.may_take_more for instance in self._instances.values()):
+        while not self._stopping and any(instance.may_take_more for instance in self._instances.values()):
             waiting = await self._look_ahead()
             placement = choose(waiting, [instance.view() for instance in self._instances.values()], now_ms())
             if placement is None:
@@ -198,6 +211,7 @@ class Dispatcher:
         if claim is None:
             # Another dispatcher was quicker, or has the slot: look again at what is left.
             instance.held.discard(candidate.job_id)
+            self._ended.set()
             self._line_due = 0.0
             await asyncio.sleep(CONTENTION_S)
             self._wake.set()
@@ -344,6 +358,7 @@ class Dispatcher:
                 execution.free_slot()
                 if self._executions.get(execution.claim.id) is execution:
                     del self._executions[execution.claim.id]
+                self._ended.set()
 
     async def _requeue(self, claim: Claim) -> None:
         try:
@@ -355,11 +370,16 @@ class Dispatcher:
         if not job.is_terminal:
             return
         self._metrics.jobs.labels(job.spec.workflow, job.status, job.error.code if job.error else "").inc()
+        if job.cached:
+            self._metrics.cached.inc()
+        elif job.warm is not None:
+            self._metrics.warm.labels(str(job.warm).lower()).inc()
         metrics = job.metrics
         if metrics.queue_ms is not None:
             self._metrics.queue_s.observe(metrics.queue_ms / 1000)
         if metrics.execution_ms is not None:
             self._measured.setdefault((job.spec.workflow, job.spec.base_model), []).append(metrics.execution_ms)
+            self._metrics.busy_s.labels(job.instance or "").inc(metrics.execution_ms / 1000)
             self._metrics.execution_s.labels(job.spec.workflow).observe(metrics.execution_ms / 1000)
         if metrics.upload_ms is not None:
             self._metrics.upload_s.observe(metrics.upload_ms / 1000)

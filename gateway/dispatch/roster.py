@@ -54,8 +54,8 @@ class Roster:
             except RedisUnavailable as error:
                 log.warning("fleet unknown", extra={"error": error.message})
                 wanted = None if self.instances else {instance_id(url): Member(url=url) for url in self._settings.comfyui_urls}
-            if wanted is not None and wanted.keys() != known:
-                known = await self._forget_others(wanted)
+            if wanted is not None:
+                known = await self._forget_others(wanted, known)
             if wanted is not None:
                 self._reconcile(group, wanted)
                 self.known.set()
@@ -63,12 +63,15 @@ class Roster:
                 await self._take_turns()
             await asyncio.sleep(FLEET_S)
 
-    async def _forget_others(self, wanted: dict[str, Member]) -> Set[str] | None:
+    async def _forget_others(self, wanted: dict[str, Member], known: Set[str] | None) -> Set[str] | None:
+        """Keep what is known of our instances and of those that other dispatchers watch: their settings may name others."""
         try:
-            await self._loras.keep_only(wanted)
+            here = wanted.keys() | {facts.id for facts in await self._registry.recent()}
+            if here != known:
+                await self._loras.keep_only(here)
         except RedisUnavailable:
             return None
-        return wanted.keys()
+        return here
 
     async def bring_loras(self, disk: LoraDisk | None, list_in_use: Callable[[], set[str]]) -> None:
         """For ever: tell every dispatcher which LoRAs are in use here, and keep this one's folder."""

@@ -183,6 +183,14 @@ class JobStore:
         return int(await self._redis.zcard("fluxgate:queued"))
 
     @translate_redis
+    async def oldest_ms(self) -> int | None:
+        """When the first in line was accepted; None when nobody waits."""
+        for job_id in await self._redis.zrange("fluxgate:queued", 0, 0):
+            if (raw := await self._redis.hget(f"fluxgate:job:{job_id.decode()}", "spec")) is not None:
+                return JobSpec.model_validate_json(raw).created_ms
+        return None
+
+    @translate_redis
     async def position(self, job_id: str) -> int | None:
         """Jobs that go before this one, or None when it does not wait."""
         position = int(await self._position(args=[job_id]))

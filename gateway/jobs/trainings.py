@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from importlib.resources import files
 
@@ -54,6 +55,16 @@ class TrainingStore(JobStore):
     async def lost(self, *, pause_s: float, limit: int = 16) -> list[str]:
         """Trainings that nobody works on: never queued, or their worker died. Each is told to one asker in `pause_s`."""
         return [job_id.decode() for job_id in await self._lost_trainings(args=[self._now(), int(pause_s * 1000), limit])]
+
+    @translate_redis
+    async def count_unfinished(self) -> dict[str, int]:
+        """Trainings and captionings that wait or run, by status."""
+        ids = [job_id.decode() for job_id in await self._redis.zrange("fluxgate:leases:training", 0, -1)]
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in ids:
+                pipeline.hget(f"fluxgate:job:{job_id}", "status")
+            statuses = await pipeline.execute() if ids else []
+        return dict(Counter(status.decode() for status in statuses if status is not None))
 
     @translate_redis
     async def training_ids_before(self, caller: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.errors import StorageUnavailable, Unavailable
 from gateway.routes.deps import Admin, Runtime
@@ -63,4 +63,4 @@ async def get_ready(runtime: Runtime, response: Response) -> dict[str, Any]:
 @router.get("/metrics", response_class=Response)
 async def get_metrics(runtime: Runtime, caller: Admin) -> Response:
     """Prometheus text."""
-    return Response(generate_latest(runtime.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(await runtime.gauges.render(), media_type=CONTENT_TYPE_LATEST)

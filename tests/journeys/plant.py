@@ -26,6 +26,7 @@ class Plant:
     gateway: Gateway
     dispatcher: Child | None
     api: Api
+    env: dict[str, str]  # of the gateway and the dispatcher
 
     @property
     def parts(self) -> list[Child]:
@@ -88,6 +89,6 @@ def running_plant(folder: Path, *, split: bool) -> Iterator[Plant]:
                 gateway.wait_ready()
                 api = Api(gateway.url)
                 with api.http:
-                    yield Plant(redis, s3, engine, gateway, dispatcher, api)
+                    yield Plant(redis, s3, engine, gateway, dispatcher, api, env)
         finally:
             gateway.stop()

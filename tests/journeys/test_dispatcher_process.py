@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 
-from local.child import Child
-from tests.journeys.api import SseEvent, fetch, strip_signatures
+from local.child import Child, pick_free_port
+from tests.deployment import make_dispatcher, running
+from tests.journeys.api import SseEvent, fetch, strip_signatures, wait_until
 from tests.journeys.plant import SLOW, Plant, list_statuses, running_plant
 
 
@@ -71,3 +76,59 @@ def test_jobs_wait_while_there_is_none(plant: Plant, dispatcher: Child) -> None:
     assert (job["status"], plant.api.get(job["id"])["queue_position"]) == ("queued", 0)
     dispatcher.start()
     assert plant.api.wait(job["id"], "succeeded")["attempts"] == 1
+
+
+def read_metrics(url: str) -> dict[str, float]:
+    lines = [line.rpartition(" ") for line in httpx.get(f"{url}/metrics").raise_for_status().text.splitlines() if line[0] != "#"]
+    return {name: float(value) for name, _, value in lines}
+
+
+def test_one_that_is_patient_finishes_what_runs_and_takes_nothing_more(plant: Plant, dispatcher: Child, tmp_path: Path) -> None:
+    dispatcher.stop()
+    port = pick_free_port()
+    patient = make_dispatcher(tmp_path, plant.env | {"STOP_AFTER_RUNNING_S": "60", "METRICS_PORT": str(port)}, plant.gateway.url)
+    with running(patient):
+        name = f'{{instance="127.0.0.1-{plant.engine.url.rpartition(":")[2]}"}}'
+        job = plant.start_until_step(5)
+        assert read_metrics(f"http://127.0.0.1:{port}")[f"fluxgate_instance_slots_used{name}"] == 1
+        os.killpg(patient.pid, signal.SIGTERM)
+        wait_until(lambda: "claims nothing more" in patient.log_path.read_text(), "the dispatcher's word that it stops")
+        later = plant.api.create(workflow="trivial")
+        done = plant.api.wait(job["id"], "succeeded")
+        assert (done["attempts"], plant.saved_files(done)) == (1, ["image_00001_.png"])
+        wait_until(lambda: not patient.is_alive(), "the end of the dispatcher")
+        assert plant.api.get(later["id"])["status"] == "queued"
+        # With no dispatcher at all the gateway tells how many wait, and how long.
+        told = read_metrics(plant.gateway.url)
+        assert told["fluxgate_queue_depth"] == told["fluxgate_redis_up"] == 1
+        assert told["fluxgate_queue_oldest_seconds"] > 0
+    dispatcher.start()
+    assert plant.api.wait(later["id"], "succeeded")["attempts"] == 1
+
+
+def test_it_serves_its_own_metrics(plant: Plant, dispatcher: Child, tmp_path: Path) -> None:
+    dispatcher.stop()
+    port = pick_free_port()
+    with running(make_dispatcher(tmp_path, plant.env | {"METRICS_PORT": str(port)}, plant.gateway.url)):
+        plant.api.run(workflow="trivial", color=3)
+        plant.api.run(workflow="trivial", color=4)
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: read_metrics(url).get('fluxgate_jobs_warm_total{warm="true"}', 0) >= 1, "a warm start")
+        told = read_metrics(url)
+        instance = f"127.0.0.1-{plant.engine.url.rpartition(':')[2]}"
+        assert told[f'fluxgate_instance_busy_seconds_total{{instance="{instance}"}}'] >= 0
+        assert told['fluxgate_jobs_total{code="",status="succeeded",workflow="trivial"}'] == 2
+        assert (told["fluxgate_queue_depth"], told["fluxgate_queue_oldest_seconds"]) == (0, 0)
+        assert told[f'fluxgate_instance_up{{instance="{instance}"}}'] == 1
+
+
+def test_one_dispatcher_does_not_forget_what_anothers_instance_has(plant: Plant, tmp_path: Path) -> None:
+    """Each may know instances of its own alone, as in a cluster where a pod is one instance and its dispatcher."""
+    elsewhere = plant.env | {"COMFYUI_URLS": "http://127.0.0.1:9"}
+    plant.api.run(workflow="trivial")
+    other = make_dispatcher(tmp_path, elsewhere, plant.gateway.url)
+    with running(other):
+        wait_until(lambda: len(plant.api.http.get("/v1/instances").json()["data"]) == 2, "both instances")
+        (lora,) = plant.api.http.get("/v1/loras").json()["data"]
+        assert lora["name"] == "tok"
+    wait_until(lambda: len(plant.api.http.get("/v1/instances").json()["data"]) == 1, "the other's end")
