@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.journeys.api import TERMINAL, SseEvent, fetch, wait_until
 from tests.journeys.plant import SLOW, STEPS, Plant, is_strictly_rising, list_statuses, list_steps, restart, running_plant
+
+PICTURE = Path(__file__).parents[1] / "data" / "tinyflux" / "red_circle.png"
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,18 @@ def test_a_killed_engine_runs_the_job_again_when_it_is_back(plant: Plant) -> Non
     events = plant.api.replay(job["id"])
     assert is_strictly_rising(events)
     assert list_statuses(events) == ["queued", "running", "queued", "running", "succeeded"]
+
+
+def test_a_picture_that_was_given_is_brought_again_for_the_next_attempt(plant: Plant) -> None:
+    upload = plant.api.http.post("/v1/uploads", files={"file": ("a.png", PICTURE.read_bytes())}).json()["id"]
+    shape = {"width": 256, "height": 256, "steps": 25, "strength": 1.0}
+    job = plant.api.create(workflow="flux-img2img", prompt="a green star", image=upload, **shape)
+    wait_until(lambda: (plant.api.get(job["id"])["progress"]["step"] or 0) > 1, "a few steps")
+    plant.engine.kill()
+    shutil.rmtree(plant.engine.base_dir / "input" / "fluxgate")
+    restart(plant.engine)
+    done = plant.api.wait(job["id"], "succeeded")
+    assert (done["attempts"], plant.saved_files(done)) == (2, ["image_00001_.png"])
 
 
 def test_pictures_wait_for_s3_to_come_back(plant: Plant) -> None:
