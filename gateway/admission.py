@@ -7,6 +7,7 @@ import json
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from comfy_workflows.catalog import Catalog
@@ -156,7 +157,8 @@ class Admission:
         job_id = new_job_id()
         try:
             filled = workflow.fill(wish.parameters, default_base_model=self._settings.default_base_model, draw_seed=_draw_seed)
-            found = await (loras or self._loras.resolve)([lora.name for lora in filled.loras])
+            resolve = loras or partial(self.resolve_loras, caller=caller)
+            found = await resolve([lora.name for lora in filled.loras])
             files = [
                 LoraFile(name=lora.name, file=lora.file, weight=asked.weight, family=lora.family)
                 for lora, asked in zip(found, filled.loras, strict=True)
@@ -206,8 +208,8 @@ class Admission:
         spec, coming = rendered.spec, {lora.file for lora in rendered.loras if lora.sha256}
         return spec.needs.model_copy(update={"choices": tuple(choice for choice in spec.needs.choices if choice[2] not in coming)})
 
-    async def resolve_loras(self, names: Sequence[str]) -> list[Lora]:
-        return await self._loras.resolve(names)
+    async def resolve_loras(self, names: Sequence[str], caller: Caller) -> list[Lora]:
+        return await self._loras.resolve(names, caller.id)
 
     async def combos(self) -> set[tuple[str, str]]:
         """(class, input) of every input that takes one of a list on some instance that is up."""
@@ -217,14 +219,21 @@ class Admission:
             found |= {(class_type, name) for class_type, inputs in (catalog or {}).items() for name in inputs}
         return found
 
-    async def check_fleet(self, needs: Needs) -> None:
-        """Refuse what no instance that is up could run. While none is up the job may wait: what they have is not known."""
+    async def check_fleet_for(self, needs: Needs, caller: Caller) -> None:
+        """The same for a graph of the caller's own: files that are not for it count as absent."""
+        await self.check_fleet(needs, await self._loras.hidden_from(caller.id))
+
+    async def check_fleet(self, needs: Needs, hidden: frozenset[str] = frozenset()) -> None:
+        """Refuse what no instance that is up could run. While none is up the job may wait: what they have is not known.
+
+        `hidden` files count as absent.
+        """
         lacks: dict[str, list[str]] = {}
         for facts in await self._registry.recent():
             catalog = await self._registry.catalog(facts) if facts.state == "up" else None
             if catalog is None:
                 continue
-            lack = missing(needs, catalog)
+            lack = missing(needs, catalog, hidden)
             if not lack:
                 return
             lacks[facts.id] = lack

@@ -208,7 +208,7 @@ class _Preparation:
     async def _resolve(self, names: Sequence[str]) -> list[Lora]:
         key = tuple(names)
         if key not in self._loras:
-            self._loras[key] = await self._admission.resolve_loras(names)
+            self._loras[key] = await self._admission.resolve_loras(names, self._caller)
         return self._loras[key]
 
 

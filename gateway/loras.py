@@ -28,7 +28,9 @@ class Lora(BaseModel):
     format: str | None = None
     patched_layers: int | None = None
     training: str | None = None
-    owner: str | None = None  # the caller who trained or imported it
+    # The caller who trained or imported it; None: an operator put the file on an instance. Others see it when it is shared.
+    owner: str | None = None
+    shared: bool = False
     source: str | None = None  # of an imported one: `upload`, or the URL without its query
     created_ms: int | None = None
     # Jobs that drew the same seed without and with it.
@@ -40,6 +42,10 @@ class Lora(BaseModel):
     def key(self) -> str:
         """Where a published file lies in the bucket."""
         return f"loras/{self.file}"
+
+    def is_for(self, caller: str) -> bool:
+        """Whether this caller may know of it."""
+        return self.owner is None or self.shared or self.owner == caller
 
 
 class Source(BaseModel):
@@ -76,6 +82,11 @@ def describe_lora(file: str, metadata: dict[str, Any]) -> Lora:
     )
 
 
+def _bare(file: str) -> str:
+    """Without the folder: instances list what lies in subfolders by its path."""
+    return file.replace("\\", "/").rpartition("/")[2]
+
+
 class LoraRegistry:
     """What the instances list, merged by file. Raises RedisUnavailable."""
 
@@ -97,7 +108,9 @@ class LoraRegistry:
     @translate_redis
     async def announce(self, lora: Lora) -> None:
         """A published LoRA, or what is newly known of it. Its name stands for the newest file published under it."""
-        await self._redis.hset("fluxgate:published", lora.file, lora.model_dump_json(exclude={"instances"}))
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hset("fluxgate:published", lora.file, lora.model_dump_json(exclude={"instances"}))
+            await pipeline.srem("fluxgate:withdrawn", lora.file).execute()
 
     @translate_redis
     async def claim_pictures(self, file: str) -> bool:
@@ -122,9 +135,10 @@ class LoraRegistry:
 
     @translate_redis
     async def withdraw(self, file: str) -> None:
-        """Forget a published LoRA; instances that have the file keep it until it is removed there."""
+        """Forget a published LoRA. Instances may have the file for ever: it is remembered as nobody's."""
         async with self._redis.pipeline(transaction=True) as pipeline:
-            await pipeline.hdel("fluxgate:published", file).hdel("fluxgate:lora_used", file).execute()
+            pipeline.hdel("fluxgate:published", file).hdel("fluxgate:lora_used", file)
+            await pipeline.sadd("fluxgate:withdrawn", file).execute()
 
     @translate_redis
     async def note_source(self, job_id: str, source: Source) -> None:
@@ -158,20 +172,37 @@ class LoraRegistry:
 
     @translate_redis
     async def all(self) -> list[Lora]:
-        """Every LoRA that is published or that some instance has, by name."""
+        """Every LoRA that is published or that some instance has, by name, whosever it is."""
         merged = {lora.file: lora for lora in await self.published()}
+        withdrawn = await self._withdrawn()
         for instance, raw in (await self._redis.hgetall("fluxgate:loras")).items():
             for lora in _LORAS.validate_json(raw):
-                merged.setdefault(lora.file, lora).instances.append(instance.decode())
+                if _bare(lora.file) not in withdrawn:
+                    merged.setdefault(lora.file, lora).instances.append(instance.decode())
         return sorted(merged.values(), key=lambda lora: lora.name)
 
-    async def resolve(self, names: Iterable[str]) -> list[Lora]:
-        """The LoRAs of these names, in order. NotFound names the missing one and the nearest known ones."""
+    async def _withdrawn(self) -> set[str]:
+        return {file.decode() for file in await self._redis.smembers("fluxgate:withdrawn")}
+
+    async def of(self, caller: str) -> list[Lora]:
+        """Those that this caller may know of, by name."""
+        return [lora for lora in await self.all() if lora.is_for(caller)]
+
+    @translate_redis
+    async def hidden_from(self, caller: str) -> frozenset[str]:
+        """Files that lie on instances and are not for this caller."""
+        return frozenset(await self._withdrawn() | {lora.file for lora in await self.published() if not lora.is_for(caller)})
+
+    async def resolve(self, names: Iterable[str], caller: str) -> list[Lora]:
+        """The LoRAs of these names, in order. NotFound names the missing one and the nearest known ones.
+
+        Of several with one name it is the caller's own, then the newest.
+        """
         wanted = list(names)
         if not wanted:
             return []
-        everything = sorted(await self.all(), key=lambda lora: lora.created_ms or 0)
-        known = {lora.name: lora for lora in everything}  # of several with one name the newest
+        everything = sorted(await self.of(caller), key=lambda lora: (lora.owner == caller, lora.created_ms or 0))
+        known = {lora.name: lora for lora in everything}
         by_file = {lora.file: lora for lora in everything} | {lora.file.rpartition(".")[0]: lora for lora in everything}
         found = []
         for name in wanted:

@@ -65,7 +65,7 @@ class RawAdmission:
         graph, uses = self._prepare(wish.workflow, job_id)
         inputs = await self._bring(caller, graph, uses)
         spec = self._spec(wish, caller, graph, inputs, job_id)
-        await self._require_nodes(spec.needs)
+        await self._require_nodes(spec.needs, caller)
         job = Job(spec=spec)
         admitted = await self._store.create(spec, json.dumps(graph, ensure_ascii=False).encode(), key=key)
         if admitted.job_id == job.id:
@@ -116,9 +116,9 @@ class RawAdmission:
         except NotFound as error:
             raise translate_workflow_error(MissingAsset(use.node_id, use.input, asset_id)) from error
 
-    async def _require_nodes(self, needs: Needs) -> None:
+    async def _require_nodes(self, needs: Needs, caller: Caller) -> None:
         try:
-            await self._admission.check_fleet(needs)
+            await self._admission.check_fleet_for(needs, caller)
         except NoInstance as error:
             # To the caller the graph is what is wrong: nothing the gateway can do makes the class appear.
             raise Unprocessable(error.message, code="invalid_workflow", hint=error.hint, details=error.details) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import shutil
 from collections.abc import Coroutine
 from pathlib import Path
@@ -77,6 +78,8 @@ async def _take_in(held: Held, folder: Path) -> Lora:
             base_model=held.claim.job.spec.base_model or None,
             trigger_word=asked.get("trigger_word"),
             source=str(asked.get("url") or "upload"),
+            # Files are named by their bytes: the same one imported by two callers is two files, so that neither has the other's.
+            settings=json.dumps({"for": hashlib.sha256(held.claim.job.spec.caller.encode()).hexdigest()[:16]}),
         ),
     )
 

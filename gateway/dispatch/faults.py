@@ -45,6 +45,12 @@ def describe_node_error(error: ErrorData, graph: dict[str, Any]) -> JobError:
     return JobError(code="node_error", message=f"{title!r} ({error.node_type}) failed: {said}", details=details)
 
 
+def _say(error: dict[str, Any]) -> str:
+    said = str(error.get("details") or error.get("message") or "")
+    # ComfyUI goes on to list every file it has: names of other callers' LoRAs among them.
+    return said.partition(" not in ")[0] + " is not there" if error.get("type") == "value_not_in_list" else said
+
+
 def describe_rejection(rejection: PromptRejected, graph: dict[str, Any]) -> JobError:
     """ComfyUI refused the graph: which node, which input, why."""
     nodes = []
@@ -57,7 +63,7 @@ def describe_rejection(rejection: PromptRejected, graph: dict[str, Any]) -> JobE
                     "node_class": report.get("class_type"),
                     "problem": error.get("type"),
                     "input": (error.get("extra_info") or {}).get("input_name"),
-                    "message": clean(str(error.get("details") or error.get("message") or "")),
+                    "message": clean(_say(error)),
                 }
             )
     first = nodes[0] if nodes else None

@@ -67,12 +67,12 @@ class Placement:
     warm: bool
 
 
-def missing(needs: Needs, catalog: Catalog) -> list[str]:
-    """What a graph needs and the catalogue lacks, in words; empty when it can run."""
+def missing(needs: Needs, catalog: Catalog, hidden: frozenset[str] = frozenset()) -> list[str]:
+    """What a graph needs and the catalogue lacks, in words; empty when it can run. `hidden` files count as lacking."""
     lacks = [f"node class {name}" for name in needs.classes if name not in catalog]
     for class_type, input_name, value in needs.choices:
         choices = catalog.get(class_type, {}).get(input_name)
-        if choices is not None and value not in choices:
+        if choices is not None and (value not in choices or value.replace("\\", "/").rpartition("/")[2] in hidden):
             lacks.append(f"{class_type}.{input_name} = {value}")
     return lacks
 

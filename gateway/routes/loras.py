@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.auth import Caller
 from gateway.bodies import read_idempotency_key
 from gateway.errors import Conflict, Forbidden
 from gateway.jobs.model import Job, JobStatus
@@ -21,9 +23,9 @@ router = APIRouter(prefix="/v1", tags=["catalog"])
 
 @router.get("/loras")
 async def list_loras(runtime: Runtime, caller: AnyCaller, base_url: BaseUrl) -> dict[str, Any]:
-    """Every LoRA that is published or that an instance has, and the caller's imports that are not yet, or have failed."""
-    waiting, known = await runtime.lora_imports.open(caller), await runtime.loras.all()
-    shown = [await _present_lora(runtime, lora, waiting.pop(lora.name, None), base_url) for lora in known]
+    """The caller's LoRAs, those that are shared or lie on an instance, and the caller's imports that are not yet, or have failed."""
+    waiting, known = await runtime.lora_imports.open(caller), await runtime.loras.of(caller.id)
+    shown = [await _present_lora(runtime, lora, waiting.pop(lora.name, None), base_url, caller) for lora in known]
     return {"data": [*shown, *[_present_import(name, job, base_url) for name, job in waiting.items()]]}
 
 
@@ -47,31 +49,55 @@ async def import_lora(
 async def get_lora(name: str, runtime: Runtime, caller: AnyCaller, base_url: BaseUrl) -> dict[str, Any]:
     """One LoRA by name, with where it is ready, a download and its before and after pictures; or the import that is to become it."""
     waiting = (await runtime.lora_imports.open(caller)).get(name)
-    if waiting is not None and not any(lora.name == name for lora in await runtime.loras.all()):
+    if waiting is not None and not any(lora.name == name for lora in await runtime.loras.of(caller.id)):
         return _present_import(name, waiting, base_url)
-    return await _present_lora(runtime, (await runtime.loras.resolve([name]))[0], waiting, base_url)
+    return await _present_lora(runtime, (await runtime.loras.resolve([name], caller.id))[0], waiting, base_url, caller)
 
 
-@router.delete("/loras/{name:path}")
-async def delete_lora(name: str, runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
-    """Take back one's own LoRA: nobody is offered it any more, and folders we keep lose it. Others' need the scope `admin`."""
-    was_waiting = await runtime.lora_imports.forget(caller, name)
-    if was_waiting and not any(lora.name == name for lora in await runtime.loras.all()):
-        return {"name": name, "file": None, "object": "lora.deleted"}
-    lora = (await runtime.loras.resolve([name]))[0]
+async def _load_changeable(runtime: RuntimeState, caller: Caller, name: str) -> Lora:
+    """A published LoRA: the caller's own, or for an admin any that it sees."""
+    lora = (await runtime.loras.resolve([name], caller.id))[0]
     if lora.owner != caller.id and not caller.may("admin"):
         details = {"allowed": "admin", "value": sorted(caller.scopes)}
         raise Forbidden(f"{name!r} is not yours: that needs a key with the scope `admin`.", code="scope_missing", details=details)
     if lora.sha256 is None:
         raise Conflict(f"{name!r} was not published here; remove its file on the instances.", code="lora_not_published")
+    return lora
+
+
+class Sharing(BaseModel):
+    """Who may use a LoRA."""
+
+    model_config = ConfigDict(extra="forbid")
+    shared: bool = Field(description="Whether every caller may use it, or its owner alone.")
+
+
+@router.patch("/loras/{name:path}")
+async def share_lora(name: str, request: Sharing, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> dict[str, Any]:
+    """Let every caller use one's own LoRA, or none but oneself again."""
+    lora = (await _load_changeable(runtime, caller, name)).model_copy(update={"shared": request.shared})
+    await runtime.loras.announce(lora)
+    return await _present_lora(runtime, lora, None, base_url, caller)
+
+
+@router.delete("/loras/{name:path}")
+async def delete_lora(name: str, runtime: Runtime, caller: Trainer) -> dict[str, Any]:
+    """Take back one's own LoRA: nobody is offered it any more, and folders we keep lose it. Others' need the scope `admin`."""
+    was_waiting = await runtime.lora_imports.forget(caller, name)
+    if was_waiting and not any(lora.name == name for lora in await runtime.loras.of(caller.id)):
+        return {"name": name, "file": None, "object": "lora.deleted"}
+    lora = await _load_changeable(runtime, caller, name)
     await runtime.loras.withdraw(lora.file)
     await runtime.storage.delete([lora.key])
     return {"name": lora.name, "file": lora.file, "object": "lora.deleted"}
 
 
-async def _present_lora(runtime: RuntimeState, lora: Lora, job: Job | None, base_url: str) -> dict[str, Any]:
+async def _present_lora(runtime: RuntimeState, lora: Lora, job: Job | None, base_url: str, caller: Caller) -> dict[str, Any]:
     """A LoRA, with an import under its name that has not become it. Until every instance was asked it is still `importing`."""
     record: dict[str, Any] = lora.model_dump(exclude={"instances", "created_ms", "before", "after", "owner"})
+    record |= {"owned": lora.owner == caller.id, "shared": lora.shared or lora.owner is None}
+    if not record["owned"]:
+        record |= {"training": None, "source": None}
     record["status"] = "importing" if job is not None and not job.is_terminal else "ready"
     record["error"] = _describe_error(job) if job is not None else None
     record["import"] = _describe_import(job, base_url) if job is not None else None
@@ -88,6 +114,7 @@ def _present_import(name: str, job: Job, base_url: str) -> dict[str, Any]:
     """An import as the LoRA it is to become."""
     return {
         **Lora(name=name, file="").model_dump(exclude={"instances", "created_ms", "owner"}),
+        "owned": True,
         "file": None,
         "base_model": job.spec.base_model or None,
         "trigger_word": job.spec.parameters.get("trigger_word"),

@@ -59,6 +59,13 @@ class Api:
     def __init__(self, url: str) -> None:
         self.http = httpx.Client(base_url=url, timeout=PATIENCE_S)
 
+    @classmethod
+    def of(cls, http: httpx.Client) -> Api:
+        """The caller that this client is, with its key."""
+        api = cls.__new__(cls)
+        api.http = http
+        return api
+
     def create(self, **body: Any) -> Job:
         answer = self.http.post("/v1/generations", json=body)
         assert answer.status_code == 202, answer.text

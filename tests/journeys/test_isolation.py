@@ -1,0 +1,240 @@
+"""Two callers with everything shared but the key. Walks the OpenAPI document: a route that is added is tried by itself, and fails
+here until it is known what its path parameters mean."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from fastapi.routing import APIWebSocketRoute
+
+from gateway.app import create_app
+from gateway.settings import Settings
+from local.services import S3Server
+from tests.callers import as_caller, make_key
+from tests.deployment import describe_deployment, make_gateway, running
+from tests.journeys.api import Api
+from tests.journeys.belongings import RAW, Belongings, acquire, announce_lora, describe_training, draw_picture, open_socket
+from tests.test_scopes import walk
+
+Json = dict[str, Any]
+SCOPES = ("generate", "train", "admin")
+# What all callers of a deployment share; who may change it is said by scopes.
+SHARED = {("/v1/workflows/", "name"), ("/v1/instances/", "instance"), ("/v1/keys/", "key_id")}
+# Deployment-wide facts for admins.
+OPERATORS = {"/v1/keys", "/v1/instances", "/metrics"}
+# Bodies without which a route answers before it looks whose the thing is.
+BODIES: dict[tuple[str, str], Json] = {
+    ("patch", "/v1/loras/{name}"): {"json": {"shared": True}},
+    ("put", "/v1/datasets/{dataset_id}/files"): {"files": {"files": ("b.png", b"x")}},
+    ("post", "/v1/datasets/{dataset_id}/captions"): {"json": {}},
+}
+
+
+@dataclass
+class Two:
+    """A owns things; B has a key with the same scopes."""
+
+    url: str
+    redis_url: str
+    a: httpx.Client
+    b: httpx.Client
+    keys: tuple[Json, Json]
+    mine: Belongings
+
+
+@pytest.fixture(scope="module")
+def two(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    with redis.Redis.from_url(redis_server) as connection:
+        connection.flushall()
+        changes = {"CACHE_TTL_S": "3600", "TRAINER": "tiny"}
+        gateway = make_gateway(tmp_path_factory.mktemp("gateway"), describe_deployment(redis_server, s3_server, engine, **changes))
+        with running(gateway), as_caller(gateway.url, None) as operator:
+            first = make_key(operator, "admin")
+            with as_caller(gateway.url, first["key"]) as admin:
+                keys = make_key(admin, *SCOPES), make_key(admin, *SCOPES)
+            with as_caller(gateway.url, keys[0]["key"]) as a, as_caller(gateway.url, keys[1]["key"]) as b:
+                yield Two(gateway.url, redis_server, a, b, keys, acquire(a, redis_server, keys[0]["caller"]))
+        connection.flushall()
+
+
+def read_operations() -> list[tuple[str, str]]:
+    """(method, path) of everything the document tells of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate Operation ID")
+        paths = create_app(Settings(workflows_dir=None)).openapi()["paths"]
+    return [(method, path) for path, operations in paths.items() for method in operations]
+
+
+def is_shared(path: str) -> bool:
+    return any(path.startswith(begin) and f"{{{parameter}}}" in path for begin, parameter in SHARED)
+
+
+OPERATIONS = read_operations()
+WITH_IDS = [(method, path) for method, path in OPERATIONS if "{" in path and not is_shared(path)]
+# What takes things away comes last, so that all others are tried while they are there.
+WITH_IDS.sort(key=lambda operation: operation[0] == "delete")
+LISTS = [path for method, path in OPERATIONS if method == "get" and re.match(r"/(v1|api)/[^{]*$", path) and path not in OPERATORS]
+SOCKETS = [route.path for route in walk(create_app(Settings(workflows_dir=None)).routes) if isinstance(route, APIWebSocketRoute)]
+
+
+def fill(path: str, mine: Belongings) -> tuple[str, str]:
+    """The path with A's ids, and with ids that there are not."""
+    own, absent = path, path
+    for parameter in re.findall(r"{(\w+)}", path):
+        found = mine.find(path, parameter)
+        assert found is not None, f"{path}: say in belongings.acquire() what {parameter!r} is, or in SHARED that all callers share it"
+        own, absent = own.replace(f"{{{parameter}}}", found[0]), absent.replace(f"{{{parameter}}}", found[1])
+    return own, absent
+
+
+def hide(status: int, body: str, path: str) -> tuple[int, str]:
+    """An answer without what was asked for, which it may repeat."""
+    for part in path.split("/"):
+        body = body.replace(part, "…") if len(part) > 4 else body
+    return status, body
+
+
+@pytest.mark.parametrize(("method", "path"), WITH_IDS)
+def test_a_foreign_id_is_as_absent_as_one_that_never_was(two: Two, method: str, path: str) -> None:
+    own, absent = fill(path, two.mine)
+    asked = BODIES.get((method, path), {})
+    foreign, unknown = two.b.request(method, own, **asked), two.b.request(method, absent, **asked)
+    assert foreign.status_code == 404, f"answered before it looked whose it is; give it a body in BODIES: {foreign.text}"
+    assert hide(foreign.status_code, foreign.text, own) == hide(unknown.status_code, unknown.text, absent)
+
+
+def test_nothing_of_the_owner_was_touched(two: Two) -> None:
+    for (path, parameter), (own, _) in two.mine.ids.items():
+        if parameter not in ("digest", "name"):
+            assert two.a.get(f"{path}{own}").status_code == 200, (path, parameter)
+    assert two.a.get("/v1/loras/own-lora").json()["shared"] is False
+    training, _ = two.mine.ids["/v1/trainings/", "job_id"]
+    assert two.a.get(f"/v1/trainings/{training}").json()["status"] == "queued"
+
+
+@pytest.mark.parametrize("path", SOCKETS)
+def test_a_foreign_socket_is_refused_as_an_unknown_one(two: Two, path: str) -> None:
+    own, absent = fill(path, two.mine)
+    key = two.keys[1]["key"]
+    foreign, unknown = open_socket(two.url + own, key), open_socket(two.url + absent, key)
+    assert foreign[0] == 404
+    assert hide(*foreign, own) == hide(*unknown, absent)
+    assert open_socket(two.url + own, two.keys[0]["key"])[0] == 101
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_no_list_and_no_count_tells_of_others(two: Two, path: str) -> None:
+    answer = two.b.get(path)
+    assert answer.status_code == 200, answer.text
+    assert not [secret for secret in two.mine.secrets if secret in answer.text]
+    if path in ("/v1/generations", "/v1/datasets", "/v1/trainings", "/v1/uploads", "/v1/batches"):
+        assert answer.json()["data"] == []
+        assert two.a.get(path).json()["data"] != []
+
+
+@pytest.mark.parametrize(
+    ("path", "make_body"),
+    [
+        ("/v1/generations", lambda own: {"prompt": "x", "loras": [{"name": own("/v1/loras/", "name")}]}),
+        ("/v1/generations", lambda own: {"workflow": "flux-img2img", "prompt": "x", "image": own("/v1/uploads/", "upload_id")}),
+        ("/v1/trainings", lambda own: describe_training(own("/v1/datasets/", "dataset_id"))),
+        ("/v1/trainings", lambda own: describe_training(own("B", "dataset"), resume_from=own("/v1/trainings/", "job_id"))),
+        ("/v1/datasets", lambda own: {"name": "x", "uploads": [{"id": own("/v1/uploads/", "upload_id"), "name": "a.png"}]}),
+        ("/api/v2/assets/from-hash", lambda own: {"hash": own("/api/v2/assets/", "digest")}),
+    ],
+)
+def test_a_foreign_id_in_a_body_is_as_absent(two: Two, path: str, make_body: Any) -> None:
+    of_b = two.b.post("/v1/datasets", files=[("files", ("a.png", draw_picture()))], data={"trigger_word": "TOK"}).json()["id"]
+    two.mine.ids["B", "dataset"] = (of_b, of_b)
+    own, absent = (make_body(lambda *key, side=side: two.mine.ids[key][side]) for side in (0, 1))
+    foreign, unknown = two.b.post(path, json=own), two.b.post(path, json=absent)
+    assert foreign.status_code in (404, 422), foreign.text
+    texts = [(answer.status_code, answer.text) for answer in (foreign, unknown)]
+    for value, other in two.mine.ids.values():
+        texts = [(status, text.replace(value, "…").replace(other, "…")) for status, text in texts]
+    assert texts[0] == texts[1]
+
+
+def test_the_same_request_of_another_is_neither_cached_nor_a_twin(two: Two) -> None:
+    body = {"workflow": "flux", "prompt": "asked for by both", "width": 256, "height": 256, "steps": 1, "seed": 9}
+    Api.of(two.a).run(**body)
+    assert two.a.post("/v1/generations", json=body).json()["cached"] is True
+    other = Api.of(two.b).run(**body)
+    assert other["cached"] is False
+    assert other["attempts"] == 1
+    assert "queue_ms" in other["metrics"]
+
+
+def test_one_in_flight_is_joined_by_its_own_caller_alone(two: Two) -> None:
+    slow = {"workflow": "slow", "size": 64, "color": 77, "steps": 60, "delay_ms": 25}
+    jobs = [client.post("/v1/generations", json=slow).json()["id"] for client in (two.a, two.a, two.b)]
+    with redis.Redis.from_url(two.redis_url) as connection:
+        followers = connection.zrange(f"fluxgate:followers:{jobs[0]}", 0, -1)
+    assert [follower.decode() for follower in followers] == [jobs[1]]
+    ended = [Api.of(client).wait(job) for client, job in zip((two.a, two.a, two.b), jobs, strict=True)]
+    assert [job["status"] for job in ended] == ["succeeded"] * 3
+    assert [job["cached"] for job in ended] == [False, True, False]
+
+
+def test_an_idempotency_key_is_its_callers_own(two: Two) -> None:
+    body = {"workflow": "flux", "prompt": "keyed", "width": 256, "height": 256, "steps": 1}
+    answers = [client.post("/v1/generations", json=body, headers={"Idempotency-Key": "same"}) for client in (two.a, two.b, two.b)]
+    assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == [None, None, "true"]
+    assert answers[0].json()["id"] != answers[1].json()["id"] == answers[2].json()["id"]
+    other = two.b.post("/v1/generations", json={**body, "prompt": "another"}, headers={"Idempotency-Key": "same"})
+    assert other.status_code == 422
+
+
+def test_a_lora_is_for_others_once_it_is_shared(two: Two) -> None:
+    announce_lora(two.redis_url, two.keys[0]["caller"], "to-share", training="trn_of_a")
+    assert two.b.get("/v1/loras/to-share").status_code == 404
+    assert two.a.patch("/v1/loras/to-share", json={"shared": True}).json()["shared"] is True
+    seen = two.b.get("/v1/loras/to-share").json()
+    assert (seen["owned"], seen["shared"], seen["training"]) == (False, True, None)
+    assert two.a.patch("/v1/loras/to-share", json={"shared": False}).status_code == 200
+    assert two.b.get("/v1/loras/to-share").status_code == 404
+
+
+def test_of_two_loras_with_one_name_each_caller_gets_its_own(two: Two) -> None:
+    own = [announce_lora(two.redis_url, key["caller"], "same-name") for key in two.keys]
+    announce_lora(two.redis_url, None, "same-name")
+    for client, lora in zip((two.a, two.b), own, strict=True):
+        assert client.get("/v1/loras/same-name").json()["file"] == lora.file
+
+
+def test_a_private_lora_on_an_instance_is_no_choice_of_another_callers_graph(two: Two) -> None:
+    """ComfyUI runs whatever file is named; the gateway says that there is none, in the words for one that there is not."""
+    [file] = [lora["file"] for lora in two.b.get("/v1/loras").json()["data"] if lora["name"] == "tok"]
+    make_private(two, file)
+    try:
+        foreign, unknown = (two.b.post("/api/v2/jobs", json={"workflow": use_lora(name)}) for name in (file, "no-such.safetensors"))
+        assert foreign.status_code == 422
+        assert foreign.text.replace(file, "…") == unknown.text.replace("no-such.safetensors", "…")
+        assert two.a.post("/api/v2/jobs", json={"workflow": use_lora(file)}).status_code in (200, 201, 202)
+        assert "tok" not in [lora["name"] for lora in two.b.get("/v1/loras").json()["data"]]
+        assert two.a.delete("/v1/loras/tok").status_code == 200
+        for client in (two.a, two.b):
+            assert client.get("/v1/loras/tok").status_code == 404, "a file left on an instance is nobody's"
+    finally:
+        with redis.Redis.from_url(two.redis_url) as connection:
+            connection.srem("fluxgate:withdrawn", file)
+
+
+def make_private(two: Two, file: str) -> None:
+    lora = announce_lora(two.redis_url, two.keys[0]["caller"], "tok")
+    with redis.Redis.from_url(two.redis_url) as connection:
+        connection.hdel("fluxgate:published", lora.file)
+        connection.hset("fluxgate:published", file, lora.model_copy(update={"file": file}).model_dump_json())
+
+
+def use_lora(file: str) -> Json:
+    model = {"class_type": "UNETLoader", "inputs": {"unet_name": "tinyflux.safetensors", "weight_dtype": "default"}}
+    lora = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["3", 0], "lora_name": file, "strength_model": 1.0}}
+    return {**RAW, "3": model, "4": lora}
