@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     slots_per_instance: int = Field(
         2, ge=1, le=8, description="Prompts kept in one ComfyUI: one runs, the rest wait so that the GPU never does."
     )
+    quick_slots_per_instance: int = Field(
+        16, ge=0, le=64, description="As many are kept there while they are so short that it would run dry before the next one came."
+    )
     lease_s: float = Field(10.0, gt=0, description="Seconds a claimed job stays its dispatcher's without renewal.")
     poll_s: float = Field(2.0, gt=0, description="Seconds between looks into an instance's queue and history while a job runs there.")
     instance_lost_s: float = Field(30.0, gt=0, description="Seconds an instance may be out of reach before its jobs go back to the queue.")

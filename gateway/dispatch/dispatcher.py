@@ -20,8 +20,9 @@ from gateway.dispatch.audience import Audience
 from gateway.dispatch.execution import Execution, LeaseLost
 from gateway.dispatch.fleet import LOOK_AHEAD, Candidate, choose, date_line
 from gateway.dispatch.ingest import Ingest
-from gateway.dispatch.instance import Instance
+from gateway.dispatch.instance import Held, Instance
 from gateway.dispatch.lora_disk import LoraDisk
+from gateway.dispatch.pace import name_work
 from gateway.dispatch.roster import Roster
 from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.gpu import GpuLease
@@ -185,11 +186,11 @@ class Dispatcher:
                 continue
             instance, candidate = self._instances[placement.instance], self._candidates.pop(placement.job_id)
             self._line.remove(placement.job_id)
-            instance.place(candidate.job_id, candidate.base_model, candidate.lora_files)
+            slots = instance.place(candidate)
             self._claiming.add(candidate.job_id)
-            group.create_task(self._claim(group, instance, candidate, placement.warm))
+            group.create_task(self._claim(group, instance, candidate, slots, placement.warm))
 
-    async def _claim(self, group: asyncio.TaskGroup, instance: Instance, candidate: Candidate, warm: bool) -> None:
+    async def _claim(self, group: asyncio.TaskGroup, instance: Instance, candidate: Candidate, slots: int, warm: bool) -> None:
         """Make the placement true in Redis, where it is decided who has the job; then carry it out."""
         claim = None
         try:
@@ -198,7 +199,7 @@ class Dispatcher:
                 instance=instance.id,
                 lease=uuid.uuid4().hex,
                 lease_s=self._settings.lease_s,
-                slots=instance.slots,
+                slots=slots,
                 prompt_id=str(uuid.uuid4()),
                 base_model=candidate.base_model,
                 lora_files=candidate.lora_files,
@@ -210,7 +211,7 @@ class Dispatcher:
             self._claiming.discard(candidate.job_id)
         if claim is None:
             # Another dispatcher was quicker, or has the slot: look again at what is left.
-            instance.held.discard(candidate.job_id)
+            instance.held.pop(candidate.job_id, None)
             self._ended.set()
             self._line_due = 0.0
             await asyncio.sleep(CONTENTION_S)
@@ -255,6 +256,7 @@ class Dispatcher:
             base_model=spec.base_model,
             lora_files=frozenset(lora.file for lora in spec.loras),
             needs=spec.needs,
+            work=name_work(spec),
             created_ms=spec.created_ms,
             avoid=frozenset(job.avoid),
             priority=spec.priority,
@@ -311,7 +313,7 @@ class Dispatcher:
             # Claimed for an instance that this deployment no longer has: nothing runs there for us any more.
             group.create_task(self._requeue(claim))
             return
-        instance.held.add(claim.id)
+        instance.held.setdefault(claim.id, Held())
         free = self._slot_freer(instance, claim.id)
         execution = Execution(claim, instance, self._store, self._ingest, self._settings, free, self._audience.watches)
         self._executions[claim.id] = execution
@@ -333,7 +335,7 @@ class Dispatcher:
 
     def _slot_freer(self, instance: Instance, job_id: str) -> Callable[[], None]:
         def free() -> None:
-            instance.held.discard(job_id)
+            instance.held.pop(job_id, None)
             self._wake_if_any_waits()
 
         return free

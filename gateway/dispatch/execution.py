@@ -229,6 +229,8 @@ class Execution:
     async def _conclude(self, entry: HistoryEntry | None) -> None:
         ended_ms = now_ms()
         execution_ms = ended_ms - self.job.started_ms if self.job.started_ms is not None else None
+        if execution_ms is not None:
+            self._instance.learn(self.claim.id, execution_ms / 1000, self._prompt.submitted_s)
         if entry is not None and execution_ms is None:
             # The socket said nothing (reconnect, takeover): when it started is not known, only that it ran.
             self._start()

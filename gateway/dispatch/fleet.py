@@ -38,6 +38,7 @@ class Candidate:
     seen_ms: int | None = None  # when it first was among the candidates; None: when it was created
     first_ms: int | None = None  # since when it is the first in line
     priority: str = "normal"
+    work: str = ""  # kind of work, for how long it takes; placement does not look at it
 
     @property
     def waiting_since_ms(self) -> int:

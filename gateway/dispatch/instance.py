@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
+from typing import NamedTuple
 
 import aiohttp
 
@@ -13,7 +15,8 @@ from gateway.comfy.client import ComfyClient, OutputFile
 from gateway.comfy.companion import SAVE_NODE
 from gateway.comfy.socket import InstanceSocket
 from gateway.dispatch.breaker import Breaker
-from gateway.dispatch.fleet import InstanceView
+from gateway.dispatch.fleet import Candidate, InstanceView
+from gateway.dispatch.pace import Pace
 from gateway.errors import InstanceError, RedisUnavailable
 from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, instance_id, reduce_catalog
 from gateway.jobs.model import now_ms
@@ -26,14 +29,26 @@ REFRESH_S = 3.0
 CATALOG_S = 60.0
 
 
+class Held(NamedTuple):
+    """A job of this process that holds a slot: what kind of work it is, and since when it is on its way (time.monotonic)."""
+
+    work: str = ""
+    placed_s: float = 0.0
+
+
 class Instance:
     """Facts are refreshed every few seconds; the socket's state is current."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, slots: int, lost_s: float = 30.0) -> None:
-        """`lost_s`: after this long without an answer it counts as lost, so one request waits for a third of that."""
+    def __init__(self, url: str, session: aiohttp.ClientSession, slots: int, quick_slots: int = 0, lost_s: float = 30.0) -> None:
+        """`slots` prompts are kept there; up to `quick_slots` while they are so short that it would run dry before the next one came.
+
+        `lost_s`: after this long without an answer it counts as lost, so one request waits for a third of that.
+        """
         self.id = instance_id(url)
         self.url = url
         self.slots = slots
+        self._quick_slots = quick_slots
+        self._pace = Pace()
         self.client = ComfyClient(url, session, timeout_s=lost_s / 3)
         self.socket = InstanceSocket(url, session)
         self.catalog: Catalog | None = None
@@ -41,7 +56,7 @@ class Instance:
         self.draining = False
         self.yielding = False  # a training has the GPU
         self.freed_for: str | None = None
-        self.held: set[str] = set()  # jobs of this process that hold a slot
+        self.held: dict[str, Held] = {}  # jobs of this process that hold a slot
         self.held_by_others = 0  # slots that other processes' jobs hold, as of the last look
         self.load = Load(0, None, frozenset())  # over all processes, as of the last look
         self._to_forget: list[str] = []
@@ -65,25 +80,46 @@ class Instance:
             self.is_usable
             and not self.draining
             and not self.yielding
-            and len(self.held) < self.slots
+            and len(self.held) < self._allowed
             and self.breaker.allows(len(self.held))
         )
+
+    @property
+    def _allowed(self) -> int:
+        """Prompts that may be there now."""
+        used = len(self.held)
+        # How long the jobs of others take is not known.
+        if (
+            not self.held_by_others
+            and self.slots <= used < self._quick_slots
+            and self._pace.runs_dry(held.work for held in self.held.values())
+        ):
+            return used + 1
+        return self.slots
 
     def look(self, load: Load) -> None:
         """What Redis says it holds now. Our own jobs are known better here than there."""
         self.load = load
         self.held_by_others = max(0, load.slots_used - len(self.held))
 
-    def place(self, job_id: str, base_model: str, lora_files: frozenset[str]) -> None:
-        """A job is on its way there."""
-        self.held.add(job_id)
-        self.load = Load(self.load.slots_used, base_model, lora_files)
+    def place(self, candidate: Candidate) -> int:
+        """A job is on its way there. The number of slots that may be used with it."""
+        self.held[candidate.job_id] = Held(candidate.work, time.monotonic())
+        self.load = Load(self.load.slots_used, candidate.base_model, candidate.lora_files)
+        return max(self.slots, self.held_by_others + len(self.held))
+
+    def learn(self, job_id: str, run_s: float, submitted_s: float | None) -> None:
+        """A job that is still held ran for so long. `submitted_s` (time.monotonic) is when its prompt was there."""
+        held = self.held.get(job_id)
+        if held is not None and submitted_s is not None:
+            self._pace.record_run(held.work, run_s)
+            self._pace.record_refill(submitted_s - held.placed_s)
 
     def view(self) -> InstanceView:
         used = self.held_by_others + len(self.held)
         return InstanceView(
             id=self.id,
-            free_slots=self.slots - used if self.may_take_more else 0,
+            free_slots=self._allowed - used if self.may_take_more else 0,
             slots_used=used,
             base_model=self.load.base_model,
             lora_files=self.load.lora_files,

@@ -57,6 +57,7 @@ class Prompt:
         self._has_succeeded = False
         self._outputs: dict[str, dict[str, Any]] = {}  # by node, as heard
         self._client_id = ""
+        self.submitted_s: float | None = None  # time.monotonic() when the instance had taken it
         self._last_sign = time.monotonic()
 
     def stop(self) -> None:
@@ -107,6 +108,7 @@ class Prompt:
         self._client_id = self.instance.socket.client_id
         try:
             await self.instance.client.submit(self.id, self._client_id, self._graph)
+            self.submitted_s = time.monotonic()
         except PromptRejected:
             raise
         except InstanceError:

@@ -104,7 +104,10 @@ class Roster:
     def _reconcile(self, group: asyncio.TaskGroup, wanted: dict[str, Member]) -> None:
         for name, member in wanted.items():
             if name not in self.instances:
-                instance = Instance(member.url, self._session, self._settings.slots_per_instance, self._settings.instance_lost_s)
+                told = self._settings
+                instance = Instance(
+                    member.url, self._session, told.slots_per_instance, told.quick_slots_per_instance, lost_s=told.instance_lost_s
+                )
                 self.instances[name] = instance
                 watch = instance.watch(self._registry, self._loras, self._wake)
                 self._watches[name] = [group.create_task(instance.socket.run()), group.create_task(watch)]
