@@ -105,7 +105,7 @@ def test_a_batch_survives_the_process_that_hands_it_out_and_makes_everything_onc
 
 
 def test_unfinished_batches_are_bounded(plant: Plant) -> None:
-    body = {"workflow": "slow", "parameters": {"steps": 1, "delay_ms": 60_000}, "items": [{"color": 1}]}
+    body = {"workflow": "slow", "parameters": {"steps": 600, "delay_ms": 100}, "items": [{"color": 1}]}
     ids = [create(plant.bob, **body) for _ in range(10)]
     refused = plant.bob.post("/v1/batches", json=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_batches")
