@@ -34,7 +34,8 @@ class Connection:
     api_key: str | None
 
     def open(self) -> Client:
-        return Client(self.url, self.api_key)
+        # A person who mistyped the address is not kept waiting.
+        return Client(self.url, self.api_key, patience_s=2.0)
 
 
 @app.callback()
@@ -127,7 +128,7 @@ def follow(client: Client, job: Job, preview: Path | None) -> Job:
     console = Console(stderr=True)
     console.print(f"{job.id} ({job.workflow}, seed {job.seed})", highlight=False)
     with choose_display(console) as display:
-        for event in client.events(job.id, previews=preview is not None):
+        for event in client.stream(job.id, previews=preview is not None):
             if event.kind == "status":
                 job = read_job(event.data)
                 display.show_job(job)
@@ -208,7 +209,7 @@ def workflows(context: typer.Context) -> None:
     connection: Connection = context.obj
     with speak_errors(), connection.open() as client:
         found = client.workflows()
-    print_table(("name", "title", "base models"), [(str(w.get("name")), str(w.get("title")), join(w.get("base_models"))) for w in found])
+    print_table(("name", "title", "base models"), [(one.name, one.title, ", ".join(one.base_models)) for one in found])
 
 
 @app.command()
@@ -217,12 +218,8 @@ def loras(context: typer.Context) -> None:
     connection: Connection = context.obj
     with speak_errors(), connection.open() as client:
         found = client.loras()
-    rows = [(str(x.get("name")), str(x.get("base_model") or ""), str(x.get("trigger_word") or ""), join(x.get("ready_on"))) for x in found]
+    rows = [(one.name, one.base_model or "", one.trigger_word or "", ", ".join(one.ready_on)) for one in found]
     print_table(("name", "base model", "trigger word", "ready on"), rows)
-
-
-def join(names: object) -> str:
-    return ", ".join(str(name) for name in names) if isinstance(names, list) else ""
 
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

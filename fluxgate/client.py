@@ -1,25 +1,29 @@
-"""The gateway over HTTP, one blocking call each. What is said and what is meant stands in `wire`; here is only the talking."""
+"""The gateway over HTTP: `Client` blocks, `AsyncClient` is awaited, and both do what `calls`, `retries` and `following` say.
+Here is only the talking."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import aclosing, closing, contextmanager
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import quote
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 import httpx
-from httpx_sse import EventSource, ServerSentEvent, SSEError
+from httpx_sse import EventSource, SSEError
 
-from fluxgate.errors import ApiError, Unreachable
-from fluxgate.wire import Batch, BatchItem, Event, Job, Lora, Output, Page, make_request, read_answer, read_batch, read_job
+from fluxgate import calls
+from fluxgate.calls import Ask, Steps
+from fluxgate.errors import ApiError, Silent, Unreachable
+from fluxgate.following import FIRST_EVENT_S, WAYS, Following, Way
+from fluxgate.retries import persist
+from fluxgate.wire import Event, Job, Training, read_event, read_event_page
 
+P = ParamSpec("P")
+T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8000"
-# The gateway comments every 15 s on a quiet stream: three of them missing mean a dead connection.
-STREAM_SILENCE_S = 45.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 
 
 @contextmanager
@@ -28,23 +32,123 @@ def translate(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, SSEError) as error:
-        raise Unreachable(url, str(error) or type(error).__name__) from error
+        reason = str(error) or type(error).__name__
+        if isinstance(error, httpx.ReadTimeout):
+            raise Silent(url, "nothing came in time") from error
+        raise Unreachable(url, reason, never_sent=isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)) from error
 
 
-class Client:
+class Operation(Generic[P, T]):
+    """One thing to ask for, on both clients: the steps of `calls` as a method. On the class itself it is the plain function."""
+
+    def __init__(self, steps: Callable[P, Steps[T]]) -> None:
+        self._steps = steps
+        self.__doc__ = steps.__doc__
+
+    @overload
+    def __get__(self, client: Client, owner: type) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Awaitable[T]]: ...
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[P, Steps[T]]: ...
+    def __get__(self, client: Client | AsyncClient | None, owner: type) -> Callable[P, Any]:
+        if client is None:
+            return self._steps
+        run = client.run
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return run(self._steps(*args, **kwargs))
+
+        call.__name__, call.__doc__ = self._steps.__name__, self._steps.__doc__
+        return call
+
+
+class Operations:
+    """What both clients can be asked for: `job = client.generate(...)`, `job = await client.generate(...)`."""
+
+    generate = Operation(calls.generate)
+    get = Operation(calls.get)
+    jobs = Operation(calls.jobs)
+    cancel = Operation(calls.cancel)
+    delete = Operation(calls.delete)
+    graph = Operation(calls.graph)
+    replay_webhook = Operation(calls.replay_webhook)
+    download = Operation(calls.download)
+    create_batch = Operation(calls.create_batch)
+    get_batch = Operation(calls.get_batch)
+    batches = Operation(calls.batches)
+    batch_items = Operation(calls.batch_items)
+    cancel_batch = Operation(calls.cancel_batch)
+    upload = Operation(calls.upload)
+    uploads = Operation(calls.uploads)
+    delete_upload = Operation(calls.delete_upload)
+    create_dataset = Operation(calls.create_dataset)
+    get_dataset = Operation(calls.get_dataset)
+    datasets = Operation(calls.datasets)
+    delete_dataset = Operation(calls.delete_dataset)
+    train = Operation(calls.train)
+    caption = Operation(calls.caption)
+    get_training = Operation(calls.get_training)
+    trainings = Operation(calls.trainings)
+    cancel_training = Operation(calls.cancel_training)
+    resume_training = Operation(calls.resume_training)
+    delete_training = Operation(calls.delete_training)
+    workflows = Operation(calls.workflows)
+    get_workflow = Operation(calls.get_workflow)
+    models = Operation(calls.models)
+    loras = Operation(calls.loras)
+    get_lora = Operation(calls.get_lora)
+    delete_lora = Operation(calls.delete_lora)
+
+
+class _Connection(Operations):
+    """Where the gateway is, as whom it is asked, and how long one bears with it."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        patience_s: float = 10.0,
+        way: Way | None = None,
+        first_event_s: float = FIRST_EVENT_S,
+    ) -> None:
+        self.url = (url or os.environ.get("FLUXGATE_URL") or DEFAULT_URL).rstrip("/")
+        self.patience_s = patience_s
+        # Kept as it was found to be: the next stream begins with it.
+        wanted = way or os.environ.get("FLUXGATE_STREAM")
+        self.way: Way = next((known for known in WAYS if known == wanted), "get")
+        self._first_event_s = first_event_s
+        self._timeout_s = timeout_s
+        key = api_key or os.environ.get("FLUXGATE_API_KEY")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._open()
+
+    def _open(self) -> None:
+        """Make what carries the requests."""
+        raise TypeError("Client and AsyncClient are the ones to make")
+
+    def _limits_of(self, ask: Ask) -> dict[str, Any]:
+        return {"timeout": httpx.Timeout(self._timeout_s, read=ask.timeout_s or self._timeout_s)}
+
+    def _follow(self, job_id: str, after: str | None, previews: bool, give_up_s: float) -> Following:
+        return Following(self.url, job_id, after or "", previews, give_up_s, self.way, self._first_event_s)
+
+
+class Client(_Connection):
     """A gateway at `url` (default: FLUXGATE_URL, else http://127.0.0.1:8000) with a key (default: FLUXGATE_API_KEY, else none).
 
-    Raises ApiError for what the gateway refuses and Unreachable when it does not answer; nothing of httpx's.
+    Raises ApiError for what the gateway refuses and Unreachable when it does not answer; nothing of httpx's. A request that
+    fails on the way is sent again for `patience_s` seconds of pauses, where that cannot do anything twice: what makes a job
+    carries an idempotency key. `way` is how streams begin (default: FLUXGATE_STREAM, else `get`); see `following`.
     """
 
-    def __init__(self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = 30.0) -> None:
-        self.url = (url or os.environ.get("FLUXGATE_URL") or DEFAULT_URL).rstrip("/")
-        key = api_key or os.environ.get("FLUXGATE_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+    def _open(self) -> None:
         with translate(self.url):
-            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+            self._http = httpx.Client(base_url=self.url, headers=self._headers)
             # Signed URLs carry their own right to read; S3 refuses a request that brings a second one.
-            self._plain_http = httpx.Client(timeout=timeout_s, follow_redirects=True)
+            self._plain_http = httpx.Client(follow_redirects=True)
 
     def __enter__(self) -> Self:
         return self
@@ -56,167 +160,161 @@ class Client:
         self._http.close()
         self._plain_http.close()
 
-    def _request(self, method: str, path: str, **options: Any) -> Any:
-        with translate(self.url):
-            return read_answer(self._http.request(method, path, **options))
+    def run(self, steps: Steps[T]) -> T:
+        """Take the steps one by one."""
+        steps = persist(steps, self.patience_s)
+        try:
+            ask = next(steps)
+            while True:
+                try:
+                    answer = self._send(ask)
+                except Unreachable as error:
+                    ask = steps.throw(error)
+                else:
+                    ask = steps.send(answer)
+        except StopIteration as end:
+            return cast(T, end.value)
 
-    def generate(self, prompt: str | None = None, *, workflow: str | None = None, loras: Sequence[Lora] = (), **parameters: Any) -> Job:
-        """Queue a picture and return at once. `parameters` are the workflow's own; those that are None keep its defaults.
+    def _send(self, ask: Ask) -> httpx.Response:
+        time.sleep(ask.after_s)
+        http = self._plain_http if ask.is_foreign else self._http
+        with translate(_place_of(ask, self.url)):
+            return http.request(ask.method, ask.path, **ask.options(), **self._limits_of(ask))
 
-        Some workflows take no prompt.
-        """
-        body = make_request(prompt, workflow=workflow, loras=loras, parameters=parameters)
-        return read_job(self._request("POST", "/v1/generations", json=body))
+    def stream(self, job_id: str, *, after: str | None = None, previews: bool = False, give_up_s: float = 60.0) -> Iterator[Event]:
+        """Every event of a generation or training until it has ended, over as many connections as it takes; none twice, none left out.
 
-    def get(self, job_id: str) -> Job:
-        """The job as it stands, its picture URLs signed anew."""
-        return read_job(self._request("GET", _path(job_id)))
-
-    def jobs(self, *, status: str | None = None, limit: int = 20, cursor: str | None = None) -> Page:
-        """The caller's jobs, newest first."""
-        asked = {"status": status, "limit": limit, "cursor": cursor}
-        content = self._request("GET", "/v1/generations", params={name: value for name, value in asked.items() if value is not None})
-        return Page.model_validate(content)
-
-    def cancel(self, job_id: str) -> Job:
-        """Stop a job; one that has ended stays as it is. The answer says how it stands."""
-        return read_job(self._request("POST", f"{_path(job_id)}/cancel"))
-
-    def replay_webhook(self, job_id: str) -> None:
-        """Have the end of a generation or training told again to its webhook."""
-        self._request("POST", f"{_path(job_id, 'trainings' if job_id.startswith('trn_') else 'generations')}/webhook/replay")
-
-    def batch(
-        self,
-        items: Sequence[dict[str, Any]] | None = None,
-        *,
-        sweep: dict[str, Any] | None = None,
-        workflow: str | None = None,
-        parameters: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> Batch:
-        """Queue many pictures under one id: a list of requests, or `parameters` with a `sweep` over some of them.
-
-        A sweep's values are a list or `{"from": 1, "to": 100, "step": 1}`. `options` are metadata, priority, cache, webhook, timeout_s.
-        """
-        body = {"items": items, "sweep": sweep, "workflow": workflow, "parameters": parameters, **options}
-        body = {name: value for name, value in body.items() if value is not None}
-        return read_batch(self._request("POST", "/v1/batches", json=body))
-
-    def get_batch(self, batch_id: str) -> Batch:
-        """How many of its items are how."""
-        return read_batch(self._request("GET", _batch_path(batch_id)))
-
-    def batch_items(self, batch_id: str, *, status: str | None = None) -> Iterator[BatchItem]:
-        """Every item in order, with its status and pictures; asks for page after page."""
-        asked: dict[str, Any] = {"limit": 100, **({"status": status} if status else {})}
-        while True:
-            page = self._request("GET", f"{_batch_path(batch_id)}/items", params=asked)
-            yield from (BatchItem.model_validate(item) for item in _read_list(page))
-            if page.get("next_cursor") is None:
-                return
-            asked["cursor"] = page["next_cursor"]
-
-    def cancel_batch(self, batch_id: str) -> Batch:
-        """Stop all of it; what has ended stays as it is."""
-        return read_batch(self._request("POST", f"{_batch_path(batch_id)}/cancel"))
-
-    def workflows(self) -> list[dict[str, Any]]:
-        """What can be asked for: name, title, description, base models, instances."""
-        return _read_list(self._request("GET", "/v1/workflows"))
-
-    def loras(self) -> list[dict[str, Any]]:
-        """The LoRAs that instances have: name, family, trigger word, where each is ready."""
-        return _read_list(self._request("GET", "/v1/loras"))
-
-    def download(self, output: Output) -> bytes:
-        """The picture's bytes."""
-        with translate(httpx.URL(output.url).host):
-            answer = self._plain_http.get(output.url)
-        if not answer.is_success:
-            raise ApiError(
-                answer.status_code,
-                "output_unreadable",
-                f"Picture {output.index} cannot be read: S3 answers {answer.status_code}",
-                "Signed URLs live about an hour; read the job again for a new one.",
-            )
-        return answer.content
-
-    def wait(self, job_id: str, *, give_up_s: float = 60.0) -> Job:
-        """The job when it has ended."""
-        for event in self.events(job_id, give_up_s=give_up_s):
-            if event.kind == "status" and (job := read_job(event.data)).is_terminal:
-                return job
-        return self.get(job_id)
-
-    def events(self, job_id: str, *, after: str | None = None, previews: bool = False, give_up_s: float = 60.0) -> Iterator[Event]:
-        """Every event until the job has ended, over as many connections as it takes; none twice, none left out.
-
-        The first event of a connection is the job as it stands and has no id; `after` continues behind an id seen before.
+        The first event of a stream is the job as it stands and has no id; `after` continues behind an id seen before.
         Unreachable when the gateway stays silent or away for `give_up_s`.
         """
-        last_id, pause_s, deadline = after or "", FIRST_PAUSE_S, time.monotonic() + give_up_s
-        while True:
-            has_ended = False
+        following = self._follow(job_id, after, previews, give_up_s)
+        while not following.has_ended:
+            time.sleep(following.pause_s)
             try:
-                with closing(self._stream(job_id, last_id, previews)) as stream:
-                    for event in stream:
-                        pause_s, deadline = FIRST_PAUSE_S, time.monotonic() + give_up_s
-                        last_id = event.id or last_id
-                        if event.kind == "reconnect":
+                with closing(self._listen(following.ask())) as events:
+                    for event in events:
+                        if following.take(event):
+                            yield event
+                        if following.is_last(event):
                             break
-                        has_ended = has_ended or _is_end(event)
-                        yield event
-                if has_ended:
-                    return
-                reason: Unreachable | ApiError = Unreachable(self.url, f"the stream of {job_id} keeps ending early")
+                following.lose(None)
             except (Unreachable, ApiError) as error:
-                # A gateway on its way up, or a proxy with none behind it, is worth another try; any other refusal is an answer.
-                if isinstance(error, ApiError) and error.status not in (502, 503, 504):
-                    raise
-                reason = error
-            if time.monotonic() + pause_s > deadline:
-                raise reason
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                following.lose(error)
+            self.way = following.way
 
-    def _stream(self, job_id: str, last_id: str, previews: bool) -> Generator[Event, None, None]:
+    def _listen(self, ask: Ask) -> Generator[Event, None, None]:
         """The events of one connection."""
-        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
-        timeout = httpx.Timeout(self._http.timeout.connect, read=STREAM_SILENCE_S)
-        params = {"previews": "1"} if previews else {}
         with translate(self.url):
-            with self._http.stream("GET", f"{_path(job_id)}/events", headers=headers, params=params, timeout=timeout) as answer:
-                if not answer.is_success:
+            with self._http.stream(ask.method, ask.path, **ask.options(), **self._limits_of(ask)) as answer:
+                if not _is_stream(answer):
                     answer.read()
-                    read_answer(answer)
+                    yield from read_event_page(answer)
+                    return
                 for message in EventSource(answer).iter_sse():
-                    yield _read_event(message)
+                    yield read_event(message.id, message.event, message.data)
+
+    def wait(self, job_id: str, *, give_up_s: float = 60.0) -> Job:
+        """The generation when it has ended. Unreachable when the gateway is away for `give_up_s`; the job may take any time."""
+        for _ in self.stream(job_id, give_up_s=give_up_s):
+            pass
+        return self.get(job_id)
+
+    def wait_training(self, training_id: str, *, give_up_s: float = 60.0) -> Training:
+        """The training when it has ended."""
+        for _ in self.stream(training_id, give_up_s=give_up_s):
+            pass
+        return self.get_training(training_id)
 
 
-def _read_event(message: ServerSentEvent) -> Event:
-    try:
-        data = message.json()
-    except ValueError as error:
-        raise ApiError(200, "not_the_gateway", f"An event {message.event!r} carries no JSON: {message.data[:100]!r}") from error
-    return Event(message.id, message.event, data if isinstance(data, dict) else {"data": data})
+class AsyncClient(_Connection):
+    """`Client` for `await` and `async for`."""
+
+    def _open(self) -> None:
+        with translate(self.url):
+            self._http = httpx.AsyncClient(base_url=self.url, headers=self._headers)
+            self._plain_http = httpx.AsyncClient(follow_redirects=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+        await self._plain_http.aclose()
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Take the steps one by one."""
+        steps = persist(steps, self.patience_s)
+        try:
+            ask = next(steps)
+            while True:
+                try:
+                    answer = await self._send(ask)
+                except Unreachable as error:
+                    ask = steps.throw(error)
+                else:
+                    ask = steps.send(answer)
+        except StopIteration as end:
+            return cast(T, end.value)
+
+    async def _send(self, ask: Ask) -> httpx.Response:
+        await asyncio.sleep(ask.after_s)
+        http = self._plain_http if ask.is_foreign else self._http
+        with translate(_place_of(ask, self.url)):
+            return await http.request(ask.method, ask.path, **ask.options(), **self._limits_of(ask))
+
+    async def stream(
+        self, job_id: str, *, after: str | None = None, previews: bool = False, give_up_s: float = 60.0
+    ) -> AsyncGenerator[Event, None]:
+        """As `Client.stream`."""
+        following = self._follow(job_id, after, previews, give_up_s)
+        while not following.has_ended:
+            await asyncio.sleep(following.pause_s)
+            try:
+                async with aclosing(self._listen(following.ask())) as events:
+                    async for event in events:
+                        if following.take(event):
+                            yield event
+                        if following.is_last(event):
+                            break
+                following.lose(None)
+            except (Unreachable, ApiError) as error:
+                following.lose(error)
+            self.way = following.way
+
+    async def _listen(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        with translate(self.url):
+            async with self._http.stream(ask.method, ask.path, **ask.options(), **self._limits_of(ask)) as answer:
+                if not _is_stream(answer):
+                    await answer.aread()
+                    for event in read_event_page(answer):
+                        yield event
+                    return
+                async for message in EventSource(answer).aiter_sse():
+                    yield read_event(message.id, message.event, message.data)
+
+    async def wait(self, job_id: str, *, give_up_s: float = 60.0) -> Job:
+        """As `Client.wait`."""
+        await _exhaust(self.stream(job_id, give_up_s=give_up_s))
+        return await self.get(job_id)
+
+    async def wait_training(self, training_id: str, *, give_up_s: float = 60.0) -> Training:
+        """As `Client.wait_training`."""
+        await _exhaust(self.stream(training_id, give_up_s=give_up_s))
+        return await self.get_training(training_id)
 
 
-def _is_end(event: Event) -> bool:
-    return event.kind == "status" and read_job(event.data).is_terminal
+async def _exhaust(events: AsyncIterator[Event]) -> None:
+    async for _ in events:
+        pass
 
 
-def _path(job_id: str, kind: str = "generations") -> str:
-    # An id is one segment, whatever it holds: "../x" must stay an unknown job.
-    return f"/v1/{kind}/{quote(job_id, safe='')}"
+def _place_of(ask: Ask, url: str) -> str:
+    # What is signed stays out of messages.
+    return httpx.URL(ask.path).host if ask.is_foreign else url
 
 
-def _batch_path(batch_id: str) -> str:
-    return f"/v1/batches/{quote(batch_id, safe='')}"
-
-
-def _read_list(content: Any) -> list[dict[str, Any]]:
-    found = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(found, list):
-        raise ApiError(200, "not_the_gateway", "The answer is no list", "Is it a Fluxgate gateway?")
-    return found
+def _is_stream(answer: httpx.Response) -> bool:
+    return answer.is_success and answer.headers.get("content-type", "").startswith("text/event-stream")

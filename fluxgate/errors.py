@@ -3,6 +3,7 @@
 FluxgateError
 ├── ApiError        the gateway refused; `status`, `code`, `hint` and `details` are its own words
 └── Unreachable     nothing answered, or no longer
+    └── Silent      somebody took the connection and said nothing in time
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ class ApiError(FluxgateError):
 
 
 class Unreachable(FluxgateError):
-    """The gateway at `url` could not be reached; nobody knows whether it acted."""
+    """The gateway at `url` could not be reached; nobody knows whether it acted, unless the request was `never_sent`."""
 
-    def __init__(self, url: str, reason: str) -> None:
+    def __init__(self, url: str, reason: str, *, never_sent: bool = False) -> None:
         super().__init__(f"{url} does not answer: {reason}")
         self.url = url
+        self.never_sent = never_sent
         self.hint = "Is it running, and is the address right? Set it with --url or FLUXGATE_URL."
+
+
+class Silent(Unreachable):
+    """Connected, and nothing came in time: a dead connection, or a proxy that holds an answer back until it is whole."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fluxgate.errors import ApiError
 
 TERMINAL_STATUSES = frozenset({"succeeded", "failed", "canceled", "expired"})
+STRANGER = "not_the_gateway"
 
 
 class _Answer(BaseModel):
@@ -29,6 +31,9 @@ class Progress(_Answer):
     step: int | None = None
     steps: int | None = None
     message: str | None = None
+    loss: float | None = None  # trainings only, like the next two
+    learning_rate: float | None = None
+    eta_s: float | None = None
 
 
 class Output(_Answer):
@@ -59,20 +64,17 @@ class Lora(_Answer):
     weight: float = 1.0
 
 
-class Job(_Answer):
-    """A generation as it stood when the gateway answered. Times are RFC 3339."""
+class _Work(_Answer):
+    """What every kind of job says of itself. Times are RFC 3339."""
 
     id: str
     status: str
-    workflow: str
     parameters: dict[str, Any] = Field(default_factory=dict)
     seed: int | None = None
-    loras: list[Lora] = Field(default_factory=list)
+    metadata: dict[str, Any] = Field(default_factory=dict)
     progress: Progress = Progress()
-    outputs: list[Output] = Field(default_factory=list)
     error: JobError | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
-    queue_position: int | None = None
     created_at: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
@@ -82,11 +84,27 @@ class Job(_Answer):
         return self.status in TERMINAL_STATUSES
 
 
-class Page(_Answer):
-    """Jobs, newest first. `next_cursor` is None on the last page."""
+class Job(_Work):
+    """A generation as it stood when the gateway answered."""
 
-    data: list[Job]
-    next_cursor: str | None = None
+    workflow: str
+    base_model: str | None = None
+    loras: list[Lora] = Field(default_factory=list)
+    outputs: list[Output] = Field(default_factory=list)
+    queue_position: int | None = None
+    eta_s: float | None = None
+    cached: bool = False
+
+
+class Training(_Work):
+    """A training as it stood when the gateway answered. `lora` is what it published, `plan` what it ran with on its machine."""
+
+    object: str
+    dataset: str
+    name: str | None = None
+    base: str | None = None
+    lora: str | None = None
+    plan: dict[str, Any] | None = None
 
 
 class Batch(_Answer):
@@ -118,20 +136,143 @@ class BatchItem(_Answer):
     error: JobError | None = None
 
 
+class Sample(_Answer):
+    """A picture drawn by a training in progress: the data of a `sample` event. `url` is signed like an output's."""
+
+    step: int
+    prompt: str
+    url: str
+    content_type: str
+
+
+class Upload(_Answer):
+    """A file that later requests name by its id."""
+
+    id: str
+    status: str
+    content_type: str
+    size_bytes: int
+    name: str | None = None
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+    content_url: str | None = None
+    expires_at: str | None = None
+
+
+class Problem(_Answer):
+    """One thing wrong with a data set. An `error` keeps a training from starting."""
+
+    code: str
+    severity: str
+    message: str
+    remedy: str
+    files: list[str] = Field(default_factory=list)
+
+
+class Preflight(_Answer):
+    """What a training would make of a data set."""
+
+    ok: bool
+    problems: list[Problem] = Field(default_factory=list)
+
+
+class DatasetFile(_Answer):
+    """One picture or clip, and the caption a training would use."""
+
+    name: str
+    url: str | None = None
+    width: int | None = None
+    height: int | None = None
+    caption_used: str | None = None
+
+
+class Dataset(_Answer):
+    """Pictures with captions. Lists leave out `files` and `preflight`."""
+
+    id: str
+    name: str
+    file_count: int
+    trigger_word: str | None = None
+    size_bytes: int = 0
+    files: list[DatasetFile] = Field(default_factory=list)
+    preflight: Preflight | None = None
+
+
+class Workflow(_Answer):
+    """What can be asked for, and the instances that can run it."""
+
+    name: str
+    title: str = ""
+    description: str = ""
+    base_models: list[str] = Field(default_factory=list)
+    instances: list[str] = Field(default_factory=list)
+    parameters: dict[str, Any] = Field(default_factory=dict)  # JSON Schema, of one workflow read by name
+
+
+class BaseModelInfo(_Answer):
+    """A base model of the deployment's catalogue: the instances that have its files, and those where it is loaded."""
+
+    id: str
+    family: str | None = None
+    default: bool = False
+    ready_on: list[str] = Field(default_factory=list)
+    warm_on: list[str] = Field(default_factory=list)
+
+
+class LoraInfo(_Answer):
+    """A LoRA that can be used. `before` and `after` are signed picture URLs, of the same prompt without and with it."""
+
+    name: str
+    file: str | None = None
+    status: str | None = None
+    base_model: str | None = None
+    family: str | None = None
+    rank: int | None = None
+    trigger_word: str | None = None
+    sha256: str | None = None
+    training: str | None = None
+    ready_on: list[str] = Field(default_factory=list)
+    url: str | None = None
+    before: str | None = None
+    after: str | None = None
+
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class Page(_Answer, Generic[Item]):
+    """Newest first. `next_cursor` is None on the last page."""
+
+    data: list[Item]
+    next_cursor: str | None = None
+
+
 class Event(NamedTuple):
-    """One message of a job's stream. `data` is the parsed JSON; `kind` is status, progress, preview, output, log or error."""
+    """One message of a job's stream. `data` is the parsed JSON; `kind` is status, progress, preview, output, log or error,
+    for trainings also sample and checkpoint."""
 
     id: str
     kind: str
     data: dict[str, Any]
 
+    @property
+    def is_end(self) -> bool:
+        return self.kind == "status" and self.data.get("status") in TERMINAL_STATUSES
 
-def make_request(prompt: str | None, *, workflow: str | None, loras: Sequence[Lora], parameters: dict[str, Any]) -> dict[str, Any]:
+
+def make_request(prompt: str | None, *, workflow: str | None, loras: Sequence[Lora | str], parameters: dict[str, Any]) -> dict[str, Any]:
     """The body of `POST /v1/generations`. What is None is left out, so that the workflow's defaults hold."""
     body: dict[str, Any] = {**parameters, "prompt": prompt, "workflow": workflow}
     if loras:
-        body["loras"] = [lora.model_dump() for lora in loras]
-    return {name: value for name, value in body.items() if value is not None}
+        body["loras"] = [(Lora(name=lora) if isinstance(lora, str) else lora).model_dump() for lora in loras]
+    return drop_none(body)
+
+
+def drop_none(fields: dict[str, Any]) -> dict[str, Any]:
+    """What was said; None is unsaid."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def read_answer(answer: httpx.Response) -> Any:
@@ -150,25 +291,54 @@ def read_answer(answer: httpx.Response) -> Any:
     said = " ".join(answer.text.split())[:200] or "nothing"
     raise ApiError(
         answer.status_code,
-        "not_the_gateway",
+        STRANGER,
         f"{answer.request.url} answers {answer.status_code} and no JSON of ours: {said}",
         "Something else listens there, or a proxy stands between.",
     )
 
 
-def read_job(content: Any) -> Job:
-    """The job in an answer or a `status` event."""
+def read_as(model: type[Answer], content: Any) -> Answer:
+    """The thing in an answer."""
     try:
-        return Job.model_validate(content)
-    except ValidationError as error:
-        raise ApiError(200, "not_the_gateway", f"The answer is no job: {error.errors()[0]['msg']}", "Is it a Fluxgate gateway?") from error
-
-
-def read_batch(content: Any) -> Batch:
-    """The batch in an answer."""
-    try:
-        return Batch.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         raise ApiError(
-            200, "not_the_gateway", f"The answer is no batch: {error.errors()[0]['msg']}", "Is it a Fluxgate gateway?"
+            200, STRANGER, f"The answer is no {model.__name__.lower()}: {error.errors()[0]['msg']}", "Is it a Fluxgate gateway?"
         ) from error
+
+
+def reads(model: type[Answer]) -> Callable[[httpx.Response], Answer]:
+    """How an answer of that kind is read."""
+    return lambda answer: read_as(model, read_answer(answer))
+
+
+def read_job(content: Any) -> Job:
+    """The job in an answer or a `status` event."""
+    return read_as(Job, content)
+
+
+def read_event(event_id: str, kind: str, text: str) -> Event:
+    """One message of a stream."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ApiError(200, STRANGER, f"An event {kind!r} carries no JSON: {text[:100]!r}") from error
+    return Event(event_id, kind, data if isinstance(data, dict) else {"data": data})
+
+
+class _PageEvent(_Answer):
+    id: str
+    event: str
+    data: dict[str, Any]
+
+
+class _EventPage(_Answer):
+    data: list[_PageEvent]
+    ended: bool
+
+
+def read_event_page(answer: httpx.Response) -> Iterator[Event]:
+    """The events of a long-poll's answer, and a last one that says whether there will be more: `ended` or `reconnect`."""
+    page = read_as(_EventPage, read_answer(answer))
+    yield from (Event(event.id, event.event, event.data) for event in page.data)
+    yield Event("", "ended" if page.ended else "reconnect", {})
