@@ -16,10 +16,11 @@ from limits.aio.strategies import MovingWindowRateLimiter
 
 from gateway.errors import FluxgateError, RedisUnavailable, TooManyRequests, Unauthorized
 from gateway.jobs.model import now_ms
+from gateway.jobs.records import DAY_MS
 from gateway.keys import SCOPES, CallerLimits, Key, KeyStore, Ring, hash_secret, split_key
 from gateway.redis_client import RedisClient, translate_redis
 from gateway.settings import Settings
-from gateway.usage import DAY_MS, Usage
+from gateway.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Doorkeeper:
                 f"You may make {limit} requests a minute.",
                 code="rate_limited",
                 retry_after_s=max(1, reset_s),
-                details={"limit": "requests_per_minute", "allowed": limit, "reset_s": reset_s},
+                details={"limit": "requests_per_minute", "value": limit, "allowed": limit, "reset_s": reset_s},
             )
         return caller
 

@@ -6,27 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from gateway.jobs.model import now_ms
+from gateway.jobs.records import DAY_MS
 from gateway.redis_client import RedisClient, translate_redis
 
-DAY_MS = 86_400_000
 KEPT_S = 40 * 86_400
 LONGEST_DAYS = 31
 _EPOCH = date(1970, 1, 1)
 _OUTCOMES = ("succeeded", "failed", "canceled", "expired")
-
-
-def until_midnight_s(now: int) -> int:
-    """Seconds until the day in UTC ends, at least 1."""
-    return (DAY_MS - now % DAY_MS) // 1000 + 1
-
-
-def midnight(now: int) -> str:
-    """When the day in UTC ends, RFC 3339."""
-    return datetime.fromtimestamp((now // DAY_MS + 1) * DAY_MS / 1000, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _present_day(day: int, counts: Mapping[bytes, bytes]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from local.child import pick_free_port
 from local.services import Gateway, S3Server
 from tests.callers import as_caller, make_key
 from tests.deployment import describe_deployment, make_gateway, running, wait_for_answers
-from tests.journeys.api import wait_until
+from tests.journeys.api import Api, wait_until
 
 ADMIN_KEY = "the-operators-own-key-of-the-test"
 
@@ -169,6 +169,21 @@ def test_keys_of_one_caller_share_what_is_theirs(gateway: Gateway, admin: httpx.
     with as_caller(gateway.url, first["key"]) as one, as_caller(gateway.url, other["key"]) as two:
         job = one.post("/v1/generations", json=body).json()
         assert two.get(f"/v1/generations/{job['id']}").status_code == 200
+
+
+def test_a_caller_sees_what_it_used_and_is_told_its_limit(gateway: Gateway, admin: httpx.Client) -> None:
+    made = make_key(admin, limits={"jobs_in_flight": 1})
+    with as_caller(gateway.url, made["key"]) as http:
+        job = http.post("/v1/generations", json={"workflow": "slow", "steps": 100, "delay_ms": 20}).json()
+        refused = http.post("/v1/generations", json={"workflow": "trivial"})
+        assert refused.status_code == 429
+        assert refused.headers["Retry-After"]
+        assert refused.json()["error"]["details"] == {"limit": "jobs_in_flight", "value": 1, "allowed": 1}
+        Api.of(http).wait(job["id"])
+        Api.of(http).run(workflow="trivial", color=4711)
+        [today] = http.get("/v1/usage").json()["days"]
+    assert today["jobs"]["succeeded"] == 2
+    assert today["gpu_seconds"] > 1
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from gateway.errors import Unprocessable
-from gateway.jobs.model import EventKind, Job, JobSpec
+from gateway.errors import TooManyRequests, Unprocessable
+from gateway.jobs.model import EventKind, Job, JobSpec, now_ms
 
 _JSON_FIELDS = ("progress", "outputs", "error", "metrics", "warm", "cached", "avoid", "deliveries", "plan")
 _PLAIN_FIELDS = ("status", "revision", "instance", "prompt_id", "attempts", "lora", "takeovers", "claimed_ms", "started_ms", "finished_ms")
@@ -40,10 +40,11 @@ class Load(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Admission: waiting jobs in all, unfinished jobs of one caller."""
+    """Admission: waiting jobs in all; unfinished jobs and GPU seconds a day (0: any number) of a caller whose key says nothing."""
 
     queue_depth: int = 10_000
     jobs_per_caller: int = 10_000
+    gpu_seconds_per_day: int = 0
 
 
 class Item(NamedTuple):
@@ -80,6 +81,26 @@ class IdempotencyKey:
                 hint="Use a new key for a new request.",
                 details={"parameter": "Idempotency-Key", "value": self.key[:100]},
             )
+
+
+DAY_MS = 86_400_000
+
+
+def seconds_until_midnight(now: int) -> int:
+    """Until the day in UTC ends, at least 1."""
+    return (DAY_MS - now % DAY_MS) // 1000 + 1
+
+
+def describe_refusal(outcome: str, used: int, allowed: int) -> TooManyRequests:
+    """Why the scripts let a caller have no further job: its unfinished jobs, or the GPU seconds of its jobs that ended today."""
+    if outcome == "caller_full":
+        details = {"limit": "jobs_in_flight", "value": used, "allowed": allowed}
+        hint = "Wait until one has ended, or cancel one."
+        return TooManyRequests(f"You have {used} unfinished jobs.", code="too_many_jobs", hint=hint, retry_after_s=30, details=details)
+    reset_s = seconds_until_midnight(now_ms())
+    details = {"limit": "gpu_seconds_per_day", "value": used, "allowed": allowed, "reset_s": reset_s}
+    message = f"Your jobs took {used} s of GPU time today; {allowed} are yours."
+    return TooManyRequests(message, code="gpu_seconds_spent", hint="Midnight UTC begins a new day.", retry_after_s=reset_s, details=details)
 
 
 def status_event(job: Job) -> EventDraft:

@@ -33,6 +33,7 @@ from gateway.jobs.records import (
     Limits,
     Load,
     decode_job,
+    describe_refusal,
     encode_fields,
     output_events,
     pair_up,
@@ -93,7 +94,7 @@ class JobStore:
                 *(deadline_ms, spec.cache_key or "", int(reuse), self._limits.queue_depth, self._limits.jobs_per_caller),
                 *self._idempotency_args(key),
                 spec.created_ms - (self._ttl_s + LONGEST_LIFE_S) * 1000,
-                *(private_webhook(spec), *_batch_args(spec)),
+                *(private_webhook(spec), *_batch_args(spec), self._limits.gpu_seconds_per_day),
             ]
         )
         return self._admitted(spec, [part.decode() if isinstance(part, bytes) else part for part in answer], key)
@@ -123,9 +124,8 @@ class JobStore:
             raise TooManyRequests(
                 f"{answer[1]} jobs wait already.", code="queue_full", retry_after_s=30, details={"allowed": self._limits.queue_depth}
             )
-        if outcome == "caller_full":
-            message = f"You have {answer[1]} unfinished jobs."
-            raise TooManyRequests(message, code="too_many_jobs", retry_after_s=30, details={"allowed": self._limits.jobs_per_caller})
+        if outcome in ("caller_full", "gpu_spent"):
+            raise describe_refusal(outcome, int(answer[1]), int(answer[2]))
         if outcome == "replay":
             assert key is not None, "only a request with a key can be a replay"
             key.require_same_body(answer[1])

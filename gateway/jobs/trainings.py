@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from importlib.resources import files
 
-from gateway.errors import TooManyRequests
 from gateway.jobs.model import Job, JobSpec
 from gateway.jobs.records import Admitted, Claim, IdempotencyKey, Limits, decode_job, pair_up, private_webhook, status_event
 from gateway.jobs.store import JobStore
@@ -37,12 +36,10 @@ class TrainingStore(JobStore):
             args=[
                 *(self._now(), spec.id, spec.caller, spec.created_ms, spec.model_dump_json(), event, self._limits.jobs_per_caller),
                 *self._idempotency_args(key),
-                private_webhook(spec),
+                *(private_webhook(spec), self._limits.gpu_seconds_per_day),
             ]
         )
         parts = [part.decode() if isinstance(part, bytes) else part for part in answer]
-        if parts[0] == "caller_full":
-            raise TooManyRequests(f"You have {parts[1]} unfinished jobs.", code="too_many_jobs", retry_after_s=60)
         return self._admitted(spec, parts, key)
 
     @translate_redis

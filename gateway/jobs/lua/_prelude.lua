@@ -103,6 +103,29 @@ local function leave_batch(id, batch, index, status, now, ttl_s)
   end_batch_if_done(batch, now, ttl_s)
 end
 
+local function usage_key(caller, now) return 'fluxgate:usage:' .. caller .. ':' .. math.floor(now / 86400000) end
+
+-- Why a caller may have no further job now: by its own limits where a key gave it some, else by the deployment's. 0 GPU seconds: any number.
+local function refuse(caller, now, most_jobs, most_gpu_s)
+  local own = redis.call('HMGET', 'fluxgate:limits:' .. caller, 'jobs_in_flight', 'gpu_seconds_per_day')
+  local active, jobs, gpu_s = redis.call('SCARD', 'fluxgate:active:' .. caller), tonumber(own[1] or most_jobs), tonumber(own[2] or most_gpu_s)
+  if active >= jobs then return {'caller_full', active, jobs} end
+  if gpu_s == 0 then return nil end
+  local used_ms = tonumber(redis.call('HGET', usage_key(caller, now), 'gpu_ms') or 0)
+  if used_ms >= gpu_s * 1000 then return {'gpu_spent', math.floor(used_ms / 1000), gpu_s} end
+end
+
+-- What a job that ends used: the time ComfyUI or the trainer had it, by its last attempt. gateway/usage.py reads these.
+local function count_usage(id, key, caller, status, now)
+  local place, facts = usage_key(caller, now), redis.call('HMGET', key, 'metrics', 'cached', 'started_ms')
+  local taken = facts[1] and cjson.decode(facts[1]).execution_ms
+  if type(taken) ~= 'number' then taken = facts[3] and math.max(0, now - facts[3]) or 0 end
+  redis.call('HINCRBY', place, 'jobs_' .. status, 1)
+  -- An import waits for the network, not for a GPU.
+  if taken > 0 and facts[2] ~= 'true' and string.sub(id, 1, 4) ~= 'imp_' then redis.call('HINCRBY', place, 'gpu_ms', math.floor(taken)) end
+  redis.call('EXPIRE', place, 40 * 86400)
+end
+
 -- Every way a job ends: nothing is left that could claim, renew or count it; its record lives on for `ttl_s`.
 local function close(id, now, ttl_s, succeeded)
   local key = job_key(id)
@@ -117,6 +140,7 @@ local function close(id, now, ttl_s, succeeded)
     release_followers(id, succeeded)
   end
   redis.call('HSET', key, 'finished_ms', now)
+  count_usage(id, key, facts[2], facts[7], now)
   if facts[4] then redis.call('ZADD', 'fluxgate:webhooks', now, id) end
   if facts[5] then leave_batch(id, facts[5], facts[6], facts[7], now, ttl_s) end
   for _, name in ipairs({key, 'fluxgate:graph:' .. id, 'fluxgate:events:' .. id}) do redis.call('EXPIRE', name, ttl_s) end

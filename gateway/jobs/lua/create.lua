@@ -1,8 +1,9 @@
 -- now, id, caller, priority, created_ms, spec, graph, event, queue deadline, twin, may be answered by a twin's work ('1'), depth limit,
 -- caller limit, idempotency key, body hash, idempotency ttl_s, created_ms of the oldest records there can be,
--- webhook or '', batch or '', index in it
+-- webhook or '', batch or '', index in it, GPU seconds a day or 0
 --   ->  {'created'} · {'following', leader} · {'cached', job id} (nothing stored yet) · {'replay', body hash, job id}
---       · {'queue_full', depth} · {'caller_full', jobs} · {'stale'}: another item of the batch is next, or none
+--       · {'queue_full', depth} · {'caller_full', jobs, limit} · {'gpu_spent', seconds, limit}
+--       · {'stale'}: another item of the batch is next, or none
 -- One step: either all of it happened or none, so a retry after a lost answer finds what the first try did.
 local now, id, caller, priority = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
 local key, twin, reuse, idempotency = job_key(id), ARGV[10], ARGV[11] == '1', ARGV[14]
@@ -19,8 +20,8 @@ if twin ~= '' and reuse then
 end
 local depth = redis.call('ZCARD', 'fluxgate:queued')
 if depth >= tonumber(ARGV[12]) then return {'queue_full', depth} end
-local active = redis.call('SCARD', 'fluxgate:active:' .. caller)
-if active >= tonumber(ARGV[13]) then return {'caller_full', active} end
+local refused = refuse(caller, now, ARGV[13], ARGV[21])
+if refused then return refused end
 
 if idempotency ~= '' then
   redis.call('HSET', idempotency, 'hash', ARGV[15], 'job', id)

@@ -1,5 +1,6 @@
--- now, id, caller, created_ms, spec, event, caller limit, idempotency key, body hash, idempotency ttl_s, webhook or ''
---   ->  {'created'} · {'replay', body hash, job id} · {'caller_full', jobs}
+-- now, id, caller, created_ms, spec, event, caller limit, idempotency key, body hash, idempotency ttl_s, webhook or '',
+-- GPU seconds a day or 0
+--   ->  {'created'} · {'replay', body hash, job id} · {'caller_full', jobs, limit} · {'gpu_spent', seconds, limit}
 -- A training stands in the worker's queue, not in the dispatchers'. Until a worker claims it,
 -- whoever looks for lost trainings sees it after a few seconds, so that a crash between here and that queue forgets nothing.
 local now, id, caller, idempotency = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[8]
@@ -9,8 +10,8 @@ if idempotency ~= '' then
   local known = redis.call('HMGET', idempotency, 'hash', 'job')
   if known[1] then return {'replay', known[1], known[2]} end
 end
-local active = redis.call('SCARD', 'fluxgate:active:' .. caller)
-if active >= tonumber(ARGV[7]) then return {'caller_full', active} end
+local refused = refuse(caller, now, ARGV[7], ARGV[12])
+if refused then return refused end
 if idempotency ~= '' then
   redis.call('HSET', idempotency, 'hash', ARGV[9], 'job', id)
   redis.call('EXPIRE', idempotency, ARGV[10])
