@@ -15,12 +15,13 @@ from pathlib import Path
 
 import aiohttp
 
-from bench import gap, instances, overhead, relay
+from bench import gap, instances, keys, overhead, relay
 from bench.caller import BenchFailure
 from local.child import ChildError
 
 BENCHES: dict[str, Callable[[Path, float], Awaitable[None]]] = {
     "overhead": overhead.run,
+    "keys": keys.run,
     "gap": gap.run,
     "relay": relay.run,
     "instances": instances.run,

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,13 +23,15 @@ class BenchFailure(Exception):
 
 
 class Caller:
-    """Any number of calls may run at once."""
+    """Any number of calls may run at once. With a `key` each request carries it, and each submission an idempotency key."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+    def __init__(self, url: str, session: aiohttp.ClientSession, key: str | None = None) -> None:
         self._url, self._session = url, session
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     async def submit(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
         """POST a generation; the job as answered."""
+        headers = {**(headers or {}), **self._headers, **({"Idempotency-Key": uuid.uuid4().hex} if self._headers else {})}
         async with self._session.post(f"{self._url}/v1/generations", json=body, headers=headers) as response:
             raw = await response.read()
             if response.status not in (200, 202):
@@ -51,7 +54,8 @@ class Caller:
     async def follow(self, job: dict[str, Any]) -> dict[str, Any]:
         """The job as its stream last told it."""
         kind = b""
-        async with self._session.get(job["urls"]["events"], timeout=aiohttp.ClientTimeout(total=300)) as response:
+        timeout = aiohttp.ClientTimeout(total=300)
+        async with self._session.get(job["urls"]["events"], headers=self._headers, timeout=timeout) as response:
             async for line in response.content:
                 if line.startswith(b"event: "):
                     kind = line[7:].strip()
@@ -113,8 +117,8 @@ def check_picture(body: bytes, side: int, color: int) -> None:
 
 
 @asynccontextmanager
-async def open_caller(url: str) -> AsyncIterator[Caller]:
+async def open_caller(url: str, key: str | None = None) -> AsyncIterator[Caller]:
     """A caller whose connections are kept."""
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-        yield Caller(url, session)
+        yield Caller(url, session, key)
