@@ -2,6 +2,7 @@
 #   make run        a whole deployment on this machine         make test      the tests
 #   make check      ruff and mypy                              make contract  the wire suite (COMFYUI_URL=... for a real ComfyUI)
 #   make bench      ratios against a raw client                make docs      the generated tables
+#   make up         the same in containers on a GPU host       make images   the container images
 #   make lock       newest versions into constraints.txt       make clean     everything made here but the state folder
 # PYTHON=python3.12 chooses the interpreter, TORCH_INDEX=URL a further index to take torch from (its CPU wheels are small).
 
@@ -15,7 +16,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: run chaos test test-simpletuner check bench contract docs lock clean
+.PHONY: run images docker-pin images-check up chaos test test-simpletuner check bench contract docs lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.local-ready
@@ -44,6 +45,28 @@ test-simpletuner: $(VENV)/.dev-ready
 # A storm: processes are killed, paused and restarted under 1,000 jobs; ends with 1 when a promise was broken.
 chaos: $(VENV)/.local-ready
 	$(BIN)/python -m bench.chaos --jobs 1000 --seed 1
+
+# The images, with the versions of docker/versions.env, a list of what is in each (SBOM) and how it was built. Needs Docker with buildx.
+# SPDX lists lie in the registry beside each image: docker buildx imagetools inspect IMAGE --format '{{ json .SBOM }}'
+images:
+	set -a && . docker/versions.env && docker buildx bake -f docker/bake.hcl $(TARGETS)
+
+# Writes the digests that the registry has today for the images of others into docker/versions.env.
+docker-pin:
+	@for line in $$(grep -E '^[A-Z]+_IMAGE=' docker/versions.env); do \
+		image=$${line#*=}; image=$${image%@*}; \
+		digest=$$(docker buildx imagetools inspect "$$image" --format '{{ .Manifest.Digest }}') || exit 1; \
+		sed -i.old "s|^$${line%%=*}=.*|$${line%%=*}=$$image@$$digest|" docker/versions.env && rm docker/versions.env.old; \
+	done; cat docker/versions.env
+
+# Lints the container and cluster files; also needs what `docker compose` and `kubectl` are at hand, and says what it left out.
+images-check: $(VENV)/.dev-ready
+	@$(PIP_INSTALL) -c constraints.txt -e '.[local,dev,images]'
+	$(BIN)/pytest tests/test_docker.py tests/test_k8s.py
+
+# On a GPU host: everything in containers, on http://127.0.0.1:8000. ARGS="--profile train" adds the trainer.
+up:
+	docker compose --env-file docker/versions.env $(ARGS) up --detach --build
 
 docs: $(VENV)/.local-ready
 	$(BIN)/python docs/generate.py

@@ -45,5 +45,5 @@ target "local" {
   inherits   = ["_all"]
   dockerfile = "docker/local/Dockerfile"
   tags       = ["${REGISTRY}/local:${VERSION}"]
-  args       = { DEBIAN_IMAGE = DEBIAN_IMAGE }
+  args       = { DEBIAN_IMAGE = DEBIAN_IMAGE, VERSION = VERSION }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -75,14 +76,27 @@ class StateGauges:
                 gauge.labels(facts.id).set(size_bytes)
 
 
-async def serve_metrics(settings: Settings, gauges: StateGauges) -> None:
-    """For ever: `GET /metrics` on METRICS_PORT, without a key: for a network that callers do not reach."""
+def build_metrics_app(gauges: StateGauges, is_ready: Callable[[], bool]) -> web.Application:
+    """What METRICS_PORT answers, without a key: for a network that callers do not reach."""
 
-    async def answer(_: web.Request) -> web.Response:
+    async def show(_: web.Request) -> web.Response:
         return web.Response(body=await gauges.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    async def live(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def ready(_: web.Request) -> web.Response:
+        return web.json_response({"ready": is_ready()}, status=200 if is_ready() else 503)
+
     app = web.Application()
-    app.router.add_get("/metrics", answer)
+    app.router.add_get("/metrics", show)
+    app.router.add_get("/health", live)
+    app.router.add_get("/ready", ready)
+    return app
+
+
+async def serve_metrics(settings: Settings, app: web.Application) -> None:
+    """For ever."""
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:

@@ -28,7 +28,7 @@ from gateway.curation import Curation
 from gateway.datasets import DatasetStore
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import RedisUnavailable, StorageUnavailable
-from gateway.gauges import StateGauges, serve_metrics
+from gateway.gauges import StateGauges, build_metrics_app, serve_metrics
 from gateway.gpu import GpuLease
 from gateway.hub import HubAccess
 from gateway.inputs import Inputs
@@ -166,6 +166,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         batch_store = BatchStore(redis, ttl_s=settings.job_ttl_s, per_caller=settings.max_batches_per_caller)
         batches = Batches(batch_store, store, admission, registry, feed)
         batch_pictures = BatchPictures(batch_store, store, storage)
+        measured = build_metrics_app(gauges, lambda: dispatcher is None or dispatcher.is_ready)
         deliveries = DeliveryStore(redis)
         webhooks = Webhooks(settings, deliveries, storage, outside, metrics)
         gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
@@ -186,7 +187,11 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             pictures = BeforeAfter(admission, store, loras)
             tasks.append(group.create_task(_essential("the before and after pictures", pictures.watch())))
             if settings.metrics_port:
-                tasks.append(group.create_task(_essential("the metrics port", serve_metrics(settings, gauges))))
+                tasks.append(
+                    group.create_task(
+                        _essential("the metrics port", serve_metrics(settings, measured))
+                    )
+                )
             if dispatcher is not None:
                 tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
             try:

@@ -112,6 +112,11 @@ class Dispatcher:
     def _is_busy(self) -> bool:
         return bool(self._executions) or any(instance.held for instance in self._instances.values())
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether an instance could take a job from here now."""
+        return not self._stopping and any(instance.is_usable for instance in self._instances.values())
+
     async def _place_for_ever(self, group: asyncio.TaskGroup) -> None:
         while True:
             self._wake.clear()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -41,3 +42,8 @@ def place(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, waiting)
     os.replace(waiting, target)
+
+
+if __name__ == "__main__":
+    # python -m local.tinyflux.install MODELS_DIR
+    install_models(Path(sys.argv[1]))

@@ -120,15 +120,19 @@ def test_it_serves_its_own_metrics(plant: Plant, dispatcher: Child, tmp_path: Pa
         assert told['fluxgate_jobs_total{code="",status="succeeded",workflow="trivial"}'] == 2
         assert (told["fluxgate_queue_depth"], told["fluxgate_queue_oldest_seconds"]) == (0, 0)
         assert told[f'fluxgate_instance_up{{instance="{instance}"}}'] == 1
+        assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+        assert (httpx.get(f"{url}/ready").status_code, httpx.get(f"{url}/v1/keys").status_code) == (200, 404)
 
 
 def test_one_dispatcher_does_not_forget_what_anothers_instance_has(plant: Plant, tmp_path: Path) -> None:
     """Each may know instances of its own alone, as in a cluster where a pod is one instance and its dispatcher."""
-    elsewhere = plant.env | {"COMFYUI_URLS": "http://127.0.0.1:9"}
+    port = pick_free_port()
+    elsewhere = plant.env | {"COMFYUI_URLS": "http://127.0.0.1:9", "METRICS_PORT": str(port)}
     plant.api.run(workflow="trivial")
     other = make_dispatcher(tmp_path, elsewhere, plant.gateway.url)
     with running(other):
         wait_until(lambda: len(plant.api.http.get("/v1/instances").json()["data"]) == 2, "both instances")
         (lora,) = plant.api.http.get("/v1/loras").json()["data"]
         assert lora["name"] == "tok"
+        assert httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 503
     wait_until(lambda: len(plant.api.http.get("/v1/instances").json()["data"]) == 1, "the other's end")
