@@ -187,11 +187,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             pictures = BeforeAfter(admission, store, loras)
             tasks.append(group.create_task(_essential("the before and after pictures", pictures.watch())))
             if settings.metrics_port:
-                tasks.append(
-                    group.create_task(
-                        _essential("the metrics port", serve_metrics(settings, measured))
-                    )
-                )
+                tasks.append(group.create_task(_essential("the metrics port", serve_metrics(settings, measured))))
             if dispatcher is not None:
                 tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
             try:
