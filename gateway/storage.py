@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar, cast
 from urllib.parse import quote
@@ -32,6 +33,7 @@ THREADS = 8
 PART_BYTES = 16 << 20
 PIECE_BYTES = 1 << 20
 PUT_PAUSES_S = (0.05, 0.2)
+FOLDERS_KEPT = 1000
 
 
 def _connect(settings: Settings, endpoint_url: str | None) -> Any:
@@ -108,6 +110,7 @@ class Storage:
         self._session, self._credentials = session, _credentials(settings)
         self._home, self._public_home = _bucket_url(self._client, self.bucket), _bucket_url(self._signer, self.bucket)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
+        self._folders = dict[str, asyncio.Event]()
 
     async def _call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         loop = asyncio.get_running_loop()
@@ -138,9 +141,29 @@ class Storage:
         await self._call(self._client.head_bucket, Bucket=self.bucket)
 
     async def put(self, key: str, body: bytes, content_type: str) -> None:
-        if self._session is None or self._credentials is None:
-            await self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
+        async with self._after_first(key):
+            if self._session is None or self._credentials is None:
+                await self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
+            else:
+                await self._send_again(key, body, content_type)
+
+    @asynccontextmanager
+    async def _after_first(self, key: str) -> AsyncIterator[None]:
+        """The first object of a folder goes alone: rclone, the laptop's S3, can lose one of two that make the folder at once (4 of 600)."""
+        folder = key.rpartition("/")[0]
+        if (first := self._folders.get(folder)) is not None:
+            await first.wait()
+            yield
             return
+        self._folders[folder] = first = asyncio.Event()
+        try:
+            yield
+        finally:
+            first.set()
+            if len(self._folders) > FOLDERS_KEPT:
+                self._folders.pop(next(iter(self._folders)))
+
+    async def _send_again(self, key: str, body: bytes, content_type: str) -> None:
         for pause_s in (*PUT_PAUSES_S, None):
             try:
                 await self._send(key, body, content_type)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from urllib.parse import parse_qs, urlsplit
 
+import aiohttp
 import httpx
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from gateway.errors import StorageUnavailable
 from gateway.settings import Settings
@@ -141,3 +145,25 @@ async def test_wrong_keys_are_unavailable(s3: S3Access, storage: Storage) -> Non
     with pytest.raises(StorageUnavailable):
         await stranger.put("k", b"", "image/png")
     stranger.close()
+
+
+async def test_the_first_object_of_a_folder_goes_alone(s3: S3Access) -> None:
+    began, go_on = list[str](), asyncio.Event()
+
+    async def take(request: web.Request) -> web.Response:
+        began.append(request.path)
+        if request.path.endswith("/new/0.png"):
+            await go_on.wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_put("/{key:.*}", take)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        storage = Storage(settings_for(s3, s3_endpoint_url=str(server.make_url("")).rstrip("/")), session)
+        puts = [asyncio.create_task(storage.put(f"new/{n}.png", b"x", "image/png")) for n in range(5)]
+        await storage.put("other/0.png", b"x", "image/png")
+        assert [path.rpartition("/")[2] for path in began if "/new/" in path] == ["0.png"]
+        go_on.set()
+        await asyncio.gather(*puts)
+        assert len(began) == 6
+        storage.close()
