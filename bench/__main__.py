@@ -15,7 +15,7 @@ from pathlib import Path
 
 import aiohttp
 
-from bench import gap, instances, keys, overhead, relay
+from bench import costs, gap, instances, keys, overhead, relay
 from bench.caller import BenchFailure
 from local.child import ChildError
 
@@ -23,6 +23,7 @@ BENCHES: dict[str, Callable[[Path, float], Awaitable[None]]] = {
     "overhead": overhead.run,
     "keys": keys.run,
     "gap": gap.run,
+    "costs": costs.run,
     "relay": relay.run,
     "instances": instances.run,
 }

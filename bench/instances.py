@@ -33,7 +33,8 @@ class Measured:
         return self.jobs / self.seconds
 
 
-async def _make_all(caller: Caller, jobs: int, run_s: float) -> None:
+async def make_all(caller: Caller, jobs: int, run_s: float) -> None:
+    """Submit `jobs` jobs of `run_s` seconds, follow each to its success."""
     turn = asyncio.Semaphore(SUBMITTING)
 
     async def make(number: int) -> None:
@@ -49,9 +50,9 @@ async def measure(state_dir: Path, size: int, jobs: int, run_s: float) -> Measur
     async with open_servers(state_dir, with_engine=False) as servers, open_fleet(state_dir, size) as fleet:
         async with open_gateway(servers, {"COMFYUI_URLS": ",".join(fleet.urls)}) as gateway, open_caller(gateway.url) as caller:
             await caller.wait_for_instances(size)
-            await _make_all(caller, 2, 0.0)
+            await make_all(caller, 2, 0.0)
             cpu_s, started = read_cpu_s(gateway.pid) or 0.0, time.monotonic()
-            await _make_all(caller, jobs * size, run_s)
+            await make_all(caller, jobs * size, run_s)
             seconds = time.monotonic() - started
             return Measured(size, jobs * size, seconds, ((read_cpu_s(gateway.pid) or 0.0) - cpu_s) / seconds)
 
