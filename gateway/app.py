@@ -10,6 +10,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 
 from gateway.edge import EdgeMiddleware, install_error_handlers
+from gateway.openapi import describe
 from gateway.routes import (
     batches,
     catalog,
@@ -61,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(keys.router)
     app.include_router(health.router)
     app.add_middleware(EdgeMiddleware, settings=settings)
+    describe(app)
     return app
 
 

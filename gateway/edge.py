@@ -28,6 +28,7 @@ from gateway.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
+from gateway.openapi import list_methods
 from gateway.settings import Settings
 from gateway.streams import BOX, EventStream
 from gateway.telemetry import request_id
@@ -56,7 +57,8 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
             refused = FluxgateError("This route has no such method.", code="method_not_allowed")
-            return JSONResponse(refused.body(), 405, headers=error.headers)
+            allow = ", ".join(list_methods(app.routes, request.scope))
+            return JSONResponse(refused.body(), 405, headers={"Allow": allow})
         kind = _BY_STATUS.get(error.status_code, FluxgateError)
         return _answer(kind(str(error.detail)), request.url.path)
 

@@ -31,9 +31,11 @@ class CallerLimits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    requests_per_minute: int | None = Field(None, ge=1, le=1_000_000, description="Requests in any 60 s.")
-    jobs_in_flight: int | None = Field(None, ge=1, le=1_000_000, description="Unfinished jobs at one time.")
-    gpu_seconds_per_day: int | None = Field(None, ge=1, le=10_000_000, description="Seconds of GPU time from one midnight UTC to the next.")
+    requests_per_minute: int | None = Field(None, strict=True, ge=1, le=1_000_000, description="Requests in any 60 s.")
+    jobs_in_flight: int | None = Field(None, strict=True, ge=1, le=1_000_000, description="Unfinished jobs at one time.")
+    gpu_seconds_per_day: int | None = Field(
+        None, strict=True, ge=1, le=10_000_000, description="Seconds of GPU time from one midnight UTC to the next."
+    )
 
 
 class Key(BaseModel):

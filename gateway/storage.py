@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from yarl import URL
 from gateway.errors import StorageUnavailable
 from gateway.settings import Settings
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -117,7 +119,13 @@ class Storage:
         try:
             return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
         except (ClientError, BotoCoreError, Boto3Error) as error:
-            raise StorageUnavailable(f"S3 did not do it: {error}", details={"bucket": self.bucket}) from error
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> StorageUnavailable:
+        """What S3 itself said is told; where it lies in the deployment is for the log alone."""
+        said = str(error) if isinstance(error, ClientError) else type(error).__name__
+        log.warning("S3 did not do it", extra={"error": str(error)})
+        return StorageUnavailable(f"S3 did not do it: {said}", details={"bucket": self.bucket})
 
     async def ensure_bucket(self) -> None:
         """Make the bucket unless it is there. A key that may not look is trusted to be able to write."""
@@ -182,7 +190,7 @@ class Storage:
             async with self._session.put(URL(str(request.url), encoded=True), data=body, headers=dict(request.headers)) as response:
                 said = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise StorageUnavailable(f"S3 did not do it: {error}", details={"bucket": self.bucket}) from error
+            raise self._unavailable(error) from error
         if response.status != 200:
             raise StorageUnavailable(f"S3 answered {response.status}: {said[:200]!r}", details={"bucket": self.bucket})
 

@@ -69,6 +69,7 @@ LAYERS = {
     "gateway.lora_imports": 3,
     "gateway.upload_forms": 3,
     "gateway.obstacles": 3,
+    "gateway.openapi": 3,
     "gateway.openai_images": 3,
     "gateway.presentation": 3,
     "gateway.raw_admission": 3,

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.jobs.model import now_ms
 from gateway.keys import CALLER_NAME, CallerLimits, Key, mint_key
@@ -16,6 +16,16 @@ from gateway.runtime import Runtime as RuntimeState
 from gateway.usage import LONGEST_DAYS
 
 router = APIRouter(prefix="/v1", tags=["keys"])
+
+
+def _refuse_number(value: Any) -> Any:
+    """Seconds or milliseconds, since when? Say it in words."""
+    if value is not None and not isinstance(value, str):
+        raise ValueError("must be an RFC 3339 time, such as 2026-01-31T12:00:00Z")
+    return value
+
+
+_Moment = Annotated[AwareDatetime, BeforeValidator(_refuse_number)]
 
 
 class NewKey(BaseModel):
@@ -30,7 +40,7 @@ class NewKey(BaseModel):
     caller: str | None = Field(
         None, pattern=CALLER_NAME, description="Keys with one caller share jobs, LoRAs, limits and usage. Without: the key's own."
     )
-    expires_at: AwareDatetime | None = Field(None, description="RFC 3339 time from which the key is refused.")
+    expires_at: _Moment | None = Field(None, description="RFC 3339 time from which the key is refused.")
     limits: CallerLimits = Field(default_factory=CallerLimits, description="Those given become the caller's.")
 
     def expires_ms(self) -> int | None:

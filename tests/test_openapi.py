@@ -1,0 +1,83 @@
+"""The OpenAPI document says all that can be answered, and a refused method says which there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from gateway.app import create_app
+from gateway.openapi import PUBLIC
+from gateway.settings import Settings
+from tests import test_scopes
+from tests.deployment import WORKFLOWS_DIR
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    return create_app(Settings(workflows_dir=WORKFLOWS_DIR))
+
+
+@pytest.fixture(scope="module")
+def document(app: FastAPI) -> Json:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate Operation ID")
+        return app.openapi()
+
+
+def walk(document: Json) -> Iterator[tuple[str, str, Json]]:
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            yield path, method, operation
+
+
+def test_every_reference_leads_somewhere(document: Json) -> None:
+    names = set(re.findall(r'"\$ref": "#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert names - document["components"]["schemas"].keys() == set()
+    assert set(re.findall(r'"\$ref": "(?!#/components/)[^"]*"', json.dumps(document))) == set()
+    assert {"LoraRequest", "Error", "OpenAIError"} <= names
+
+
+def test_every_operation_tells_of_its_errors_in_the_words_of_its_family(document: Json) -> None:
+    for path, method, operation in walk(document):
+        told = operation["responses"]
+        assert "HTTPValidationError" not in str(told), path
+        if path in PUBLIC:
+            assert "security" not in operation
+            continue
+        assert operation["security"] == [{"key": []}]
+        assert {"400", "401", "403", "429", "503"} <= told.keys(), path
+        assert "404" in told or "{" not in path, path
+        assert {"409", "413"} <= told.keys() or method in ("get", "head"), path
+        family = "OpenAIError" if path.startswith("/v1/images/") else "Error"
+        assert method == "head" or told["401"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{family}")
+
+
+def test_public_is_what_asks_for_no_key(document: Json) -> None:
+    documented = {path for path, _, _ in walk(document)}
+    assert test_scopes.PUBLIC & documented == PUBLIC
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/generations", "GET, POST"),
+        ("PATCH", "/v1/generations/x", "DELETE, GET"),
+        ("OPTIONS", "/api/v2/assets/from-hash", "POST"),
+        ("OPTIONS", "/api/v2/assets/some-id", "DELETE, GET"),
+        ("PUT", "/v1/loras/x", "DELETE, GET, PATCH"),
+        ("POST", "/v1/workflows/flux", "GET"),
+    ],
+)
+def test_a_refused_method_says_which_there_are(app: FastAPI, method: str, path: str, allowed: str) -> None:
+    answer = TestClient(app).request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert answer.json()["error"]["code"] == "method_not_allowed"
