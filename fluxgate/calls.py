@@ -135,6 +135,24 @@ def jobs(*, status: str | None = None, limit: int = 20, cursor: str | None = Non
     return _page("generations", Page[Job], limit, cursor, status=status)
 
 
+def preview(
+    prompt: str | None = None, *, workflow: str | None = None, loras: Sequence[Lora | str] = (), **parameters: Any
+) -> Steps[dict[str, Any]]:
+    """What `generate` would do with the same arguments: the graph, cache hit or not, seconds, cost. Runs nothing."""
+    body = make_request(prompt, workflow=workflow, loras=loras, parameters=parameters)
+    return _ask(Ask("POST", "/v1/generations/preview", json=body), lambda answer: dict(read_answer(answer)))
+
+
+def reproduce(job_id: str) -> Steps[Job]:
+    """Run the graph of a job that succeeded once more."""
+    return _ask(Ask("POST", path_of("generations", job_id, "reproduce"), is_repeatable=False), reads(Job))
+
+
+def compare(job_id: str) -> Steps[dict[str, Any]]:
+    """How the pictures of a reproduction differ from those of the job it reproduces."""
+    return _ask(Ask("GET", path_of("generations", job_id, "comparison")), lambda answer: dict(read_answer(answer)))
+
+
 def cancel(job_id: str) -> Steps[Job]:
     """Stop a job; one that has ended stays as it is. The answer says how it stands."""
     return _ask(Ask("POST", path_of("generations", job_id, "cancel")), reads(Job))

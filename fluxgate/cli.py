@@ -169,6 +169,25 @@ def finish(client: Client, job: Job, output: Path | None) -> None:
 
 
 @app.command()
+def reproduce(context: typer.Context, job_id: str) -> None:
+    """Run a job's graph once more and compare the pictures; exit code 1 when they differ."""
+    connection: Connection = context.obj
+    with speak_errors(), connection.open() as client:
+        job = client.reproduce(job_id)
+        try:
+            job = follow(client, job, None)
+        except KeyboardInterrupt:
+            offer_cancel(client, job)
+            raise typer.Exit(INTERRUPTED) from None
+        if job.status != "succeeded":
+            finish(client, job, None)
+        found = client.compare(job.id)
+    typer.echo(found["message"])
+    if not found["same_pixels"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def jobs(
     context: typer.Context,
     status: Annotated[str | None, typer.Option(help="queued, running, succeeded, canceling, canceled, failed or expired.")] = None,

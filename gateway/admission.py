@@ -116,7 +116,9 @@ class Admission:
     def seal(self, rendered: Rendered, wish: Wish) -> Item:
         """A job to be, about which nothing is decided any more."""
         graph = json.dumps(rendered.graph, ensure_ascii=False).encode()
-        return Item(self._with_cache_key(rendered.spec, wish, graph), graph, wish.cache == "use")
+        alike = without_names(rendered.spec, graph)
+        changes = {"graph_sha256": hashlib.sha256(alike).hexdigest(), "cache_key": self._cache_key(rendered.spec, wish, alike)}
+        return Item(rendered.spec.model_copy(update=changes), graph, wish.cache == "use")
 
     async def enqueue(self, item: Item, key: IdempotencyKey | None = None) -> tuple[Job, Admitted]:
         """Store it: queued, following its twin, or finished with what an identical one made; and what came of that."""
@@ -137,19 +139,12 @@ class Admission:
             await self._inputs.keep(spec)
         return job, admitted
 
-    def _with_cache_key(self, spec: JobSpec, wish: Wish, graph: bytes) -> JobSpec:
-        """Two jobs of one caller with this key would make the same bytes.
-
-        Same graph but for the job's id and its inputs' random names, for which their content stands; same stored form.
-        """
+    def _cache_key(self, spec: JobSpec, wish: Wish, alike: bytes) -> str | None:
+        """Two jobs of one caller with this key would make the same bytes: alike graphs, same stored form."""
         if wish.cache == "off" or not self._settings.cache_ttl_s:
-            return spec
+            return None
         form = json.dumps([spec.caller, spec.parameters.get("output_format"), spec.parameters.get("quality")])
-        graph = graph.replace(spec.id.encode(), b"")
-        for given in spec.inputs:
-            graph = graph.replace(given.file.encode(), given.sha256.encode())
-        digest = hashlib.sha256(graph + form.encode()).hexdigest()
-        return spec.model_copy(update={"cache_key": digest})
+        return hashlib.sha256(alike + form.encode()).hexdigest()
 
     async def prepare(self, wish: Wish, caller: Caller, loras: Resolver | None = None) -> Rendered:
         """Everything but storing: what `admit` would run. `loras` remembers names for whoever prepares many."""
@@ -182,7 +177,10 @@ class Admission:
         graph: Graph,
         job_id: str,
     ) -> JobSpec:
-        uses = tuple(LoraUse(name=lora.name, file=lora.file, weight=asked.weight) for lora, asked in zip(loras, filled.loras, strict=True))
+        uses = tuple(
+            LoraUse(name=lora.name, file=lora.file, weight=asked.weight, sha256=lora.sha256)
+            for lora, asked in zip(loras, filled.loras, strict=True)
+        )
         return JobSpec(
             id=job_id,
             caller=caller.id,
@@ -199,6 +197,7 @@ class Admission:
             webhook=wish.webhook,
             timeout_s=min(wish.timeout_s or self._settings.timeout_s, self._settings.timeout_s),
             queue_timeout_s=self._settings.queue_timeout_s,
+            price_per_gpu_hour=self._settings.price_per_gpu_hour,
             created_ms=now_ms(),
         )
 
@@ -207,6 +206,11 @@ class Admission:
         """What must be there already. Published LoRAs are brought to the instances by the dispatchers: the job waits for them."""
         spec, coming = rendered.spec, {lora.file for lora in rendered.loras if lora.sha256}
         return spec.needs.model_copy(update={"choices": tuple(choice for choice in spec.needs.choices if choice[2] not in coming)})
+
+    async def needs_beside_published(self, needs: Needs) -> Needs:
+        """Of a job that was admitted before, what must be there already."""
+        coming = {lora.file for lora in await self._loras.published()}
+        return needs.model_copy(update={"choices": tuple(choice for choice in needs.choices if choice[2] not in coming)})
 
     async def resolve_loras(self, names: Sequence[str], caller: Caller) -> list[Lora]:
         return await self._loras.resolve(names, caller.id)
@@ -244,6 +248,14 @@ class Admission:
                 hint="Install the missing model or node on an instance, or choose another base_model.",
                 details={"missing": fewest, "instances": sorted(lacks)},
             )
+
+
+def without_names(spec: JobSpec, graph: bytes) -> bytes:
+    """The graph without what differs between identical jobs: the job's id, and its inputs' random names, for which their content stands."""
+    graph = graph.replace(spec.id.encode(), b"")
+    for given in spec.inputs:
+        graph = graph.replace(given.file.encode(), given.sha256.encode())
+    return graph
 
 
 def _draw_seed() -> int:

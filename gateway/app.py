@@ -24,6 +24,7 @@ from gateway.routes import (
     instances,
     keys,
     loras,
+    reproductions,
     sockets,
     trainings,
     uploads,
@@ -46,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
     install_error_handlers(app)
     app.include_router(generations.router)
     app.include_router(_workflow_router(settings))
+    app.include_router(reproductions.router)
     app.include_router(events.router)
     app.include_router(sockets.router)
     app.include_router(batches.router)

@@ -29,6 +29,7 @@ class InstanceFacts(BaseModel):
     version: str | None = None
     kind: str = "comfyui"
     device: str | None = None
+    torch_version: str | None = None
     vram_total_bytes: int | None = None
     vram_free_bytes: int | None = None
     slots_used: int = 0

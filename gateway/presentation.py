@@ -9,6 +9,7 @@ from typing import Any
 from gateway.addresses import show_url
 from gateway.jobs.batch_records import Batch, archive_key
 from gateway.jobs.model import Event, EventKind, Job, JobInput, JobSpec, JobStatus, Output
+from gateway.pricing import compute_cost
 from gateway.storage import Storage
 
 
@@ -80,6 +81,7 @@ def present_job(
         "inputs": [present_input(given, storage) for given in spec.inputs],
         "priority": spec.priority,
         "metadata": spec.metadata,
+        "reproduces": spec.reproduces,
         "batch": spec.batch,
         "batch_index": spec.batch_index,
         **present_webhook(job),
@@ -93,11 +95,39 @@ def present_job(
         "instance": job.instance,
         "warm": job.warm,
         "cached": job.cached,
+        "cost": present_cost(job),
+        "manifest": present_manifest(job),
         "attempts": job.attempts,
         "created_at": rfc3339(spec.created_ms),
         "started_at": rfc3339(job.started_ms),
         "finished_at": rfc3339(job.finished_ms),
         "urls": {"self": home, "events": f"{home}/events", "cancel": f"{home}/cancel", "workflow": f"{home}/workflow"},
+    }
+
+
+def present_cost(job: Job) -> dict[str, float | None]:
+    """What the job took of a GPU, once that is known; one that was answered from the cache took nothing."""
+    ran_ms = job.metrics.execution_ms
+    gpu_seconds = 0.0 if job.cached else None if ran_ms is None else ran_ms / 1000
+    return compute_cost(gpu_seconds, job.spec.price_per_gpu_hour)
+
+
+_MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+
+
+def present_manifest(job: Job) -> dict[str, Any]:
+    """All that is known to decide what the pictures look like. A hash or a version that nobody told is null."""
+    spec = job.spec
+    known = {lora.file: lora.sha256 for lora in spec.loras}
+    files = [choice for choice in spec.needs.choices if choice[2].lower().endswith(_MODEL_FILES)]
+    return {
+        "seed": spec.seed,
+        "workflow": spec.workflow,
+        "workflow_version": spec.workflow_version,
+        "graph_sha256": spec.graph_sha256,
+        "models": [{"node_class": name, "input": field, "file": file, "sha256": known.get(file)} for name, field, file in files],
+        "inputs": [{"parameter": given.parameter, "sha256": given.sha256} for given in spec.inputs],
+        "made_on": job.made_on.model_dump() if job.made_on else None,
     }
 
 

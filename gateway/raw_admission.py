@@ -11,7 +11,7 @@ from comfy_workflows.catalog import Catalog
 from comfy_workflows.errors import MissingAsset, WorkflowError
 from comfy_workflows.graph import Graph
 from comfy_workflows.raw import AssetUse, list_classes, prepare_raw, read_rules
-from gateway.admission import Admission, needs_of, translate_workflow_error
+from gateway.admission import Admission, needs_of, translate_workflow_error, without_names
 from gateway.assets import AssetStore
 from gateway.auth import Caller
 from gateway.comfy_v2 import parse_output_id
@@ -60,20 +60,22 @@ class RawAdmission:
 
     async def admit(self, wish: RawWish, caller: Caller, key: IdempotencyKey | None = None) -> tuple[Job, bool]:
         """Check and store. With a `key` seen before, the job is that of the first request, and the second answer says so."""
-        self._require_right(caller)
+        self.require_right(caller)
         job_id = new_job_id()
         graph, uses = self._prepare(wish.workflow, job_id)
         inputs = await self._bring(caller, graph, uses)
         spec = self._spec(wish, caller, graph, inputs, job_id)
         await self._require_nodes(spec.needs, caller)
+        stored = json.dumps(graph, ensure_ascii=False).encode()
+        spec = spec.model_copy(update={"graph_sha256": hashlib.sha256(without_names(spec, stored)).hexdigest()})
         job = Job(spec=spec)
-        admitted = await self._store.create(spec, json.dumps(graph, ensure_ascii=False).encode(), key=key)
+        admitted = await self._store.create(spec, stored, key=key)
         if admitted.job_id == job.id:
             await self._inputs.keep(spec)
             return job, False
         return await self._store.load(admitted.job_id) or job, True
 
-    def _require_right(self, caller: Caller) -> None:
+    def require_right(self, caller: Caller) -> None:
         allowed = self._settings.raw_graphs
         if allowed == "off":
             raise Forbidden("This deployment takes no graphs of its callers' own.", hint="POST /v1/generations runs its workflows.")
@@ -135,6 +137,7 @@ class RawAdmission:
             parameters={},
             seed=0,
             inputs=inputs,
+            price_per_gpu_hour=self._settings.price_per_gpu_hour,
             needs=needs_of(graph, [given.file for given in inputs]),
             metadata=wish.metadata,
             timeout_s=self._settings.timeout_s,

@@ -32,6 +32,7 @@ async def reuse_result(job: Job, source_id: str, store: JobStore, storage: Stora
             "cached": True,
             "outputs": tuple(outputs),
             "progress": source.progress,
+            "made_on": source.made_on,
             "finished_ms": now_ms(),
         }
     )

@@ -28,6 +28,7 @@ from gateway.curation import Curation
 from gateway.datasets import DatasetStore
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import RedisUnavailable, StorageUnavailable
+from gateway.foresight import Foresight
 from gateway.gauges import StateGauges, build_metrics_app, serve_metrics
 from gateway.gpu import GpuLease
 from gateway.hub import HubAccess
@@ -45,6 +46,7 @@ from gateway.loras import LoraRegistry
 from gateway.outside import Outside
 from gateway.raw_admission import RawAdmission
 from gateway.redis_client import RedisClient, connect_reader, connect_redis
+from gateway.reproduction import Reproduction
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
@@ -80,6 +82,8 @@ class Runtime:
     assets: AssetStore
     trainings: Trainings
     captionings: Captionings
+    foresight: Foresight
+    reproduction: Reproduction
     batch_store: BatchStore
     batches: Batches
     batch_pictures: BatchPictures
@@ -197,7 +201,13 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 raw = RawAdmission(settings, catalog, store, storage, assets, inputs, admission)
                 lora_imports = LoraImports(settings, catalog, trainings, assets, outside, loras)
                 works = (admission, raw, datasets, curation, assets, trainings, Captionings(settings, trainings))
-                many = (batch_store, batches, batch_pictures)
+                many = (
+                    Foresight(admission, store, registry),
+                    Reproduction(admission, store, storage),
+                    batch_store,
+                    batches,
+                    batch_pictures,
+                )
                 yield Runtime(settings, catalog, redis, *places, *works, *many, *telling, gpu, metrics, lora_imports, gauges)
                 if dispatcher is not None:
                     await dispatcher.drain(settings.stop_after_running_s)

@@ -162,6 +162,12 @@ class Settings(BaseSettings):
         None, description="Name of a GPU that trainings and the instances share: they take turns. Empty: they do not."
     )
 
+    price_per_gpu_hour: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="What an hour on an instance costs, in a currency of yours. Empty: jobs tell no amount.",
+    )
     default_workflow: str = Field("flux", description="Workflow of a request that names none.")
     default_base_model: str = Field("flux1-dev", description="Base model of a request that names none.")
     workflows_dir: Path | None = Field(None, description="Folder of further workflows, beside those that ship.")

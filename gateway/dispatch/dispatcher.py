@@ -32,6 +32,7 @@ from gateway.jobs.model import TERMINAL, EventKind, Job, JobError, JobStatus, no
 from gateway.jobs.records import Claim
 from gateway.jobs.store import JobStore
 from gateway.loras import LoraRegistry
+from gateway.pricing import Measurement, measure_work
 from gateway.reuse import reuse_result
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -66,7 +67,7 @@ class Dispatcher:
         self._storage = storage
         self._executions: dict[str, Execution] = {}
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
-        self._measured: dict[tuple[str, str], list[int]] = {}
+        self._measured: dict[tuple[str, str], list[Measurement]] = {}
         self._lora_disk = (
             LoraDisk(settings.lora_dir, storage, settings.lora_dir_max_bytes, settings.lora_dir_min_free_bytes)
             if settings.lora_dir
@@ -146,7 +147,7 @@ class Dispatcher:
                     self._start(group, claim, resumed=True)
                 await self._expire_overdue()
                 measured, self._measured = self._measured, {}
-                await self._store.record_times(measured)
+                await self._store.record_measurements(measured)
             except RedisUnavailable as error:
                 log.warning("leases wait for Redis", extra={"error": error.message})
             await asyncio.sleep(self._settings.lease_s / 3)
@@ -385,9 +386,15 @@ class Dispatcher:
         if metrics.queue_ms is not None:
             self._metrics.queue_s.observe(metrics.queue_ms / 1000)
         if metrics.execution_ms is not None:
-            self._measured.setdefault((job.spec.workflow, job.spec.base_model), []).append(metrics.execution_ms)
+            self._measured.setdefault((job.spec.workflow, job.spec.base_model), []).append(_measure(job, metrics.execution_ms))
             self._metrics.busy_s.labels(job.instance or "").inc(metrics.execution_ms / 1000)
             self._metrics.execution_s.labels(job.spec.workflow).observe(metrics.execution_ms / 1000)
         if metrics.upload_ms is not None:
             self._metrics.upload_s.observe(metrics.upload_ms / 1000)
         log.info("job ended", extra={"status": job.status, "instance": job.instance, "attempts": job.attempts, **metrics.model_dump()})
+
+
+def _measure(job: Job, execution_ms: int) -> Measurement:
+    load_ms = job.metrics.load_ms or 0
+    device = job.made_on.device if job.made_on else None
+    return Measurement(measure_work(job.spec.parameters), device, max(0, execution_ms - load_ms), None if job.warm else load_ms)

@@ -334,7 +334,9 @@ class Execution:
         await self._finish(JobStatus.SUCCEEDED, output_events(job))
 
     async def _finish(self, status: JobStatus, events: Iterable[EventDraft] = ()) -> None:
-        self.job = self.job.model_copy(update={"status": status, "finished_ms": now_ms()})
+        ran = self.job.started_ms is not None and not self.job.cached
+        made_on = self._instance.machine if ran else self.job.made_on
+        self.job = self.job.model_copy(update={"status": status, "finished_ms": now_ms(), "made_on": made_on})
         drafts = [*self._pending, *events]
         self._pending = []
         if not await self._persist(lambda: self._store.finish(self.claim, self.job, drafts)):

@@ -19,7 +19,7 @@ from gateway.dispatch.fleet import Candidate, InstanceView
 from gateway.dispatch.pace import Pace
 from gateway.errors import InstanceError, RedisUnavailable
 from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, instance_id, reduce_catalog
-from gateway.jobs.model import now_ms
+from gateway.jobs.model import Machine, now_ms
 from gateway.jobs.records import Load
 from gateway.loras import Lora, LoraRegistry, describe_lora
 
@@ -67,6 +67,13 @@ class Instance:
     @property
     def is_usable(self) -> bool:
         return self.socket.is_connected and self.catalog is not None
+
+    @property
+    def machine(self) -> Machine:
+        """What a job's record says of where it ran."""
+        facts = self._facts
+        versions = {"comfyui_version": facts.version, "torch_version": facts.torch_version}
+        return Machine(instance=self.id, kind=facts.kind, device=facts.device, **versions)
 
     @property
     def has_companion(self) -> bool:
@@ -182,6 +189,7 @@ class Instance:
         facts.version = system.get("comfyui_version")
         facts.kind = str(system.get("fluxgate_engine") or "comfyui")
         facts.device = devices[0].get("name")
+        facts.torch_version = system.get("pytorch_version")
         facts.vram_total_bytes = devices[0].get("vram_total")
         facts.vram_free_bytes = devices[0].get("vram_free")
         facts.seen_ms = now_ms()

@@ -151,6 +151,7 @@ class LoraUse(_Part):
     name: str
     file: str
     weight: float
+    sha256: str | None = None  # None: not published here
 
 
 class JobInput(_Part):
@@ -173,6 +174,16 @@ class Needs(_Part):
     choices: tuple[tuple[str, str, str], ...] = ()  # (class, input, value)
 
 
+class Machine(_Part):
+    """What a job ran on, as far as it said so. Pictures of one seed may differ between two of them."""
+
+    instance: str
+    kind: str = "comfyui"
+    device: str | None = None
+    comfyui_version: str | None = None
+    torch_version: str | None = None
+
+
 class JobSpec(_Part):
     """What was accepted. Never changes after admission."""
 
@@ -193,6 +204,9 @@ class JobSpec(_Part):
     webhook: Webhook | None = None
     batch: str | None = None
     batch_index: int | None = None  # which of the batch's items it is
+    reproduces: str | None = None  # the job whose graph this one runs again
+    graph_sha256: str | None = None  # of the graph without what differs between identical jobs
+    price_per_gpu_hour: float | None = None
     cache_key: str | None = None  # None: neither answered from the cache nor remembered in it
     timeout_s: float = 3600.0  # claimed until ended, over all attempts
     queue_timeout_s: float = 3600.0  # accepted until claimed
@@ -210,6 +224,7 @@ class Job(_Part):
     error: JobError | None = None
     metrics: Metrics = Metrics()
     instance: str | None = None
+    made_on: Machine | None = None
     prompt_id: str | None = None
     warm: bool | None = None
     cached: bool = False

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from gateway.errors import TooManyRequests, Unprocessable
 from gateway.jobs.model import EventKind, Job, JobSpec, now_ms
 
-_JSON_FIELDS = ("progress", "outputs", "error", "metrics", "warm", "cached", "avoid", "deliveries", "plan")
+_JSON_FIELDS = ("progress", "outputs", "error", "metrics", "warm", "cached", "avoid", "deliveries", "plan", "made_on")
 _PLAIN_FIELDS = ("status", "revision", "instance", "prompt_id", "attempts", "lora", "takeovers", "claimed_ms", "started_ms", "finished_ms")
 
 EventDraft = tuple[EventKind, str, str]  # kind, status (or ""), data as JSON

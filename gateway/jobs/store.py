@@ -40,11 +40,14 @@ from gateway.jobs.records import (
     private_webhook,
     status_event,
 )
+from gateway.pricing import Measurement, read_measurement
 from gateway.redis_client import RedisClient, read_index, translate_redis
 
 IDEMPOTENCY_TTL_S = 24 * 3600
 # No job waits and runs longer than that, so that a record made so long before its own ttl has expired.
 LONGEST_LIFE_S = 14 * 24 * 3600
+# Of one workflow and base model: several sizes and devices, each a few times.
+MEASUREMENTS = 200
 
 
 class JobStore:
@@ -108,7 +111,7 @@ class JobStore:
                 *(self._now(), job.id, job.spec.caller, job.spec.created_ms, job.spec.model_dump_json(), graph, outputs),
                 self._ttl_s,
                 *self._idempotency_args(key),
-                *(private_webhook(job.spec), *_batch_args(job.spec)),
+                *(private_webhook(job.spec), *_batch_args(job.spec), job.made_on.model_dump_json() if job.made_on else ""),
                 *(part for draft in (*output_events(job), status_event(job)) for part in draft),
             ]
         )
@@ -197,18 +200,31 @@ class JobStore:
         return None if position < 0 else position
 
     @translate_redis
-    async def record_times(self, measured: Mapping[tuple[str, str], Sequence[int]]) -> None:
-        """Remember how long jobs ran, in ms, by (workflow, base model); the newest 50 of each are kept."""
+    async def position_of_next(self, caller: str, priority: str) -> int:
+        """Jobs that would go before one that this caller made now."""
+        return int(await self._position(args=["", priority, caller]))
+
+    @translate_redis
+    async def record_measurements(self, measured: Mapping[tuple[str, str], Sequence[Measurement]]) -> None:
+        """Remember how long jobs ran, by (workflow, base model); the newest MEASUREMENTS of each are kept."""
         async with self._redis.pipeline(transaction=False) as pipeline:
-            for (workflow, base_model), times in measured.items():
-                pipeline.lpush(f"fluxgate:times:{workflow}:{base_model}", *times)
-                pipeline.ltrim(f"fluxgate:times:{workflow}:{base_model}", 0, 49)
+            for (workflow, base_model), found in measured.items():
+                key = f"fluxgate:measured:{workflow}:{base_model}"
+                pipeline.lpush(key, *(one.dump() for one in found))
+                pipeline.ltrim(key, 0, MEASUREMENTS - 1)
             await pipeline.execute()
 
     @translate_redis
-    async def times(self, workflow: str, base_model: str) -> list[int]:
-        """How long the newest jobs of this kind ran, in ms."""
-        return [int(raw) for raw in await self._redis.lrange(f"fluxgate:times:{workflow}:{base_model}", 0, -1)]
+    async def measurements(self, workflow: str, base_model: str) -> list[Measurement]:
+        """How long the newest jobs of this kind ran."""
+        return [read_measurement(raw) for raw in await self._redis.lrange(f"fluxgate:measured:{workflow}:{base_model}", 0, -1)]
+
+    @translate_redis
+    async def twins(self, cache_key: str) -> tuple[str | None, str | None]:
+        """(the finished job that made this, the unfinished one that is at it)"""
+        found = await self._redis.mget(f"fluxgate:cache:{cache_key}", f"fluxgate:twin:{cache_key}")
+        source, leader = (raw.decode() if raw else None for raw in found)
+        return source, leader
 
     # -- motion ------------------------------------------------------------------------------------------------
 
@@ -296,6 +312,8 @@ class JobStore:
             fields["error"] = job.error
         if job.lora is not None:
             fields["lora"] = job.lora
+        if job.made_on is not None:
+            fields["made_on"] = job.made_on
         flat = encode_fields(fields)
         drafts = [part for event in (*events, status_event(job)) for part in event]
         answer = await self._finish(

@@ -16,10 +16,9 @@ from gateway.admission import Wish
 from gateway.auth import Caller
 from gateway.bodies import Metadata, ShallowBody, read_idempotency_key
 from gateway.errors import BadRequest, Conflict, NotFound
-from gateway.jobs.model import Job, JobStatus, Priority, now_ms
+from gateway.jobs.model import Job, JobStatus, Priority, Webhook
 from gateway.obstacles import find_obstacle
 from gateway.presentation import present_job
-from gateway.pricing import estimate_rest_s, estimate_run_s, estimate_wait_s
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job, parse_time
 from gateway.runtime import Runtime as RuntimeState
 from gateway.waiting import wait_until_ended
@@ -66,10 +65,9 @@ async def _door(
 Door = Annotated[_Door, Depends(_door)]
 
 
-def _own_fields(request: GatewayFields) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the gateway's fields, the workflow's parameters)"""
-    own = {name: getattr(request, name) for name in type(request).model_fields}
-    return own, dict(request.model_extra or {})
+def _read_wish(request: GatewayFields, workflow: str | None, webhook: Webhook | None) -> Wish:
+    """The gateway's fields, and beside them the workflow's parameters."""
+    return Wish(workflow, dict(request.model_extra or {}), request.priority, request.metadata, request.cache, request.timeout_s, webhook)
 
 
 def _parse_wait(prefer: str | None) -> float:
@@ -94,9 +92,7 @@ async def _create(
     key = None if given is None else read_idempotency_key(caller, given, workflow or "", request.model_dump())
     if key is not None and (replay := await runtime.store.find_replay(key)) is not None:
         return await _replay(runtime, base_url, *replay)
-    own, parameters = _own_fields(request)
-    webhook = await runtime.webhooks.accept(request.webhook, base_url)
-    wish = Wish(workflow, parameters, own["priority"], own["metadata"], own["cache"], own["timeout_s"], webhook)
+    wish = _read_wish(request, workflow, await runtime.webhooks.accept(request.webhook, base_url))
     job, replayed = await runtime.admission.admit(wish, caller, key)
     if replayed and key is not None and (replay := await runtime.store.find_replay(key)) is not None:
         # A twin that came at the same time was first.
@@ -139,6 +135,12 @@ _CREATED: dict[int | str, dict[str, Any]] = {200: {"description": "Finished with
 async def create_generation(request: GenerationRequest, door: Door, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> Response:
     """Queue a picture. Answers at once; `urls.events` shows it being made."""
     return await _create(request, request.workflow, door, runtime, caller, base_url)
+
+
+@router.post("/generations/preview", response_class=JSONResponse)
+async def preview_generation(request: GenerationRequest, runtime: Runtime, caller: CurrentCaller) -> JSONResponse:
+    """What the same request would do as a generation: parameters, graph, cache, instance, place in line, seconds, cost. Runs nothing."""
+    return JSONResponse(await runtime.foresight.preview(_read_wish(request, request.workflow, None), caller))
 
 
 def add_workflow_routes(target: APIRouter, workflow: Workflow) -> None:
@@ -216,18 +218,9 @@ async def get_generation(job_id: str, runtime: Runtime, caller: CurrentCaller, b
     job = await load_own_job(runtime, caller, job_id)
     position = await runtime.store.position(job_id) if job.status is JobStatus.QUEUED else None
     obstacle = await find_obstacle(job, runtime.registry) if job.status is JobStatus.QUEUED else None
-    eta_s = None if job.is_terminal or obstacle else await _estimate(runtime, job, position)
+    eta_s = None if job.is_terminal or obstacle else await runtime.foresight.eta_s(job, position)
     waiting = obstacle._asdict() if obstacle else None
     return present_job(job, base_url=base_url, storage=runtime.storage, queue_position=position, eta_s=eta_s, waiting_for=waiting)
-
-
-async def _estimate(runtime: RuntimeState, job: Job, position: int | None) -> float | None:
-    """Seconds until it has ended, from what jobs like it took lately; None when that is not known."""
-    run_s = estimate_run_s(await runtime.store.times(job.spec.workflow, job.spec.base_model))
-    if job.started_ms is not None:
-        return estimate_rest_s(run_s, (now_ms() - job.started_ms) / 1000)
-    up = sum(facts.state == "up" for facts in await runtime.registry.all())
-    return estimate_wait_s(run_s, position or 0, up)
 
 
 @router.get("/generations/{job_id}/workflow")

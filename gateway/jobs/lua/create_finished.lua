@@ -1,5 +1,5 @@
 -- now, id, caller, created_ms, spec, graph, outputs as JSON, ttl_s, idempotency key, body hash, idempotency ttl_s, webhook or '',
--- batch or '', index in it, (kind, status, data)*
+-- batch or '', index in it, machine as JSON or '', (kind, status, data)*
 --   ->  {'created'} · {'replay', body hash, job id} · {'stale'}: another item of the batch is next, or none
 -- A job answered from the cache: it is over when it begins.
 local now, id, caller = clock(ARGV[1]), ARGV[2], ARGV[3]
@@ -15,10 +15,11 @@ if ARGV[9] ~= '' then
 end
 redis.call('HSET', key, 'spec', ARGV[5], 'status', 'succeeded', 'caller', caller, 'cached', 'true', 'outputs', ARGV[7], 'attempts', 0, 'revision', 0)
 if ARGV[12] ~= '' then redis.call('HSET', key, 'webhook', ARGV[12]) end
+if ARGV[15] ~= '' then redis.call('HSET', key, 'made_on', ARGV[15]) end
 if batch ~= '' then join_batch(id, batch, ARGV[14]) end
 redis.call('SET', 'fluxgate:graph:' .. id, ARGV[6])
 redis.call('ZADD', 'fluxgate:jobs', ARGV[4], id)
 redis.call('ZADD', 'fluxgate:jobs:' .. caller, ARGV[4], id)
-for i = 15, #ARGV, 3 do emit(id, ARGV[i], ARGV[i + 1], ARGV[i + 2], true) end
+for i = 16, #ARGV, 3 do emit(id, ARGV[i], ARGV[i + 1], ARGV[i + 2], true) end
 close(id, now, ARGV[8], false)
 return {'created'}

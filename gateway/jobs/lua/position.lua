@@ -1,8 +1,10 @@
 -- id  ->  jobs that will be served before this one if nobody else comes, or -1 when it does not wait
+-- '', priority, caller  ->  the same for a job that this caller made now
 local id = ARGV[1]
-local facts = redis.call('HMGET', job_key(id), 'priority', 'caller')
+local facts = id == '' and {ARGV[2], ARGV[3]} or redis.call('HMGET', job_key(id), 'priority', 'caller')
 if not facts[1] then return -1 end
-local rank = redis.call('ZRANK', queue_key(facts[1], facts[2]), id)
+local queue = queue_key(facts[1], facts[2])
+local rank = id == '' and redis.call('ZCARD', queue) or redis.call('ZRANK', queue, id)
 if not rank then return -1 end
 local ahead = 0
 for _, priority in ipairs({'high', 'normal', 'low'}) do
