@@ -22,8 +22,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 run: $(VENV)/.local-ready
 	@exec $(BIN)/python -m local.up
 
+# Side by side, a file at a time: most of a test is waiting for real servers.
+TEST_PROCESSES ?= 2
 test: $(VENV)/.dev-ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 check: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

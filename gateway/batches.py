@@ -32,7 +32,7 @@ SMALLEST_WINDOW = 64
 IDLE_S = 1.0
 # Ends that come close together are answered together.
 PAUSE_S = 0.05
-FEEDER_LEASE_MS = 5000
+FEEDER_LEASE_MS = 2000
 MOST_FAULTS = 10
 
 

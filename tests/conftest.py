@@ -10,11 +10,16 @@ from uuid import uuid4
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from local.child import pick_free_port
 from local.services import Engine, RedisServer, S3Server
 
 ENGINE_NODES = "tests.engine_nodes"
+
+# Machines are shared and slow at times: how long an example took says nothing about the code.
+settings.register_profile("fluxgate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fluxgate")
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,8 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
 @pytest.mark.parametrize(
     ("body", "headers", "status", "code"),
     [
-        pytest.param(b"{}", {"Content-Type": "application/json"}, 415, "unsupported_media_type", id="json"),
+        pytest.param(b"{}", {"Content-Type": "application/json"}, 422, "invalid_parameter", id="json of no uploads"),
+        pytest.param(b"{}", {"Content-Type": "text/plain"}, 415, "unsupported_media_type", id="text"),
         pytest.param(b"", {}, 415, "unsupported_media_type", id="nothing"),
         pytest.param(b"--x--", {"Content-Type": "multipart/form-data"}, 415, "unsupported_media_type", id="no boundary"),
         pytest.param(b"nonsense", MULTIPART, 400, "invalid_multipart", id="no multipart"),
