@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import aiohttp
 import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
-from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
+from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -23,6 +24,7 @@ from yarl import URL
 
 from gateway.errors import StorageUnavailable
 from gateway.settings import Settings
+from gateway.sigv4 import Credentials, presign_get, sign_put
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -81,6 +83,10 @@ def _bucket_url(client: Any, bucket: str) -> str:
     return f"{scheme}://{bucket}.{host}/"
 
 
+def _amz_date() -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+
+
 class _Pieces:
     """Pieces as a file. A read gives what it was asked for until the end: S3 takes no short part but the last."""
 
@@ -102,7 +108,7 @@ class Storage:
     """One bucket. Raises StorageUnavailable, and nothing else of botocore's."""
 
     def __init__(self, settings: Settings, session: aiohttp.ClientSession | None = None) -> None:
-        """With a `session` small objects are sent by it and signed by botocore: a quarter of the CPU of boto3's own call."""
+        """With a `session` small objects are sent by it: a tenth of the CPU of boto3's own call."""
         self.bucket = settings.s3_bucket
         self._url_ttl_s = settings.url_ttl_s
         self._region = settings.s3_region
@@ -184,10 +190,10 @@ class Storage:
 
     async def _send(self, key: str, body: bytes, content_type: str) -> None:
         assert self._session is not None, "put asks first"
-        request = AWSRequest("PUT", self._home + quote(key), data=body, headers={"Content-Type": content_type})
-        S3SigV4Auth(self._credentials, "s3", self._region).add_auth(request)
+        url = self._home + quote(key)
+        headers = sign_put(self._signing_credentials(), self._region, url, body, content_type, _amz_date())
         try:
-            async with self._session.put(URL(str(request.url), encoded=True), data=body, headers=dict(request.headers)) as response:
+            async with self._session.put(URL(url, encoded=True), data=body, headers=headers) as response:
                 said = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unavailable(error) from error
@@ -267,18 +273,20 @@ class Storage:
 
     def sign(self, key: str) -> str:
         """A URL that reads the object for `url_ttl_s` seconds. Pure arithmetic, no request."""
-        return self._sign("GET", key, {})
+        return presign_get(self._signing_credentials(), self._region, self._public_home + quote(key), self._url_ttl_s, _amz_date())
 
     def sign_put(self, key: str, headers: dict[str, str]) -> str:
         """A URL that writes the object, once or more, for `url_ttl_s` seconds, by a PUT that carries exactly these headers."""
-        return self._sign("PUT", key, headers)
-
-    def _sign(self, method: str, key: str, headers: dict[str, str]) -> str:
-        if self._credentials is None:
-            raise StorageUnavailable("S3 URLs cannot be signed: there are no credentials.", details={"bucket": self.bucket})
-        request = AWSRequest(method, self._public_home + quote(key), headers=headers)
+        self._signing_credentials()
+        request = AWSRequest("PUT", self._public_home + quote(key), headers=headers)
         S3SigV4QueryAuth(self._credentials, "s3", self._region, expires=self._url_ttl_s).add_auth(request)
         return str(request.url)
+
+    def _signing_credentials(self) -> Credentials:
+        """What boto3 would sign with now; temporary ones are renewed when it is time. Raises StorageUnavailable: there are none."""
+        if self._credentials is None:
+            raise StorageUnavailable("S3 URLs cannot be signed: there are no credentials.", details={"bucket": self.bucket})
+        return Credentials(*self._credentials.get_frozen_credentials()[:3])
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -30,6 +30,7 @@ LAYERS = {
     "gateway.likeness": 1,
     "gateway.preflight": 1,
     "gateway.preflight_rules": 1,
+    "gateway.sigv4": 1,
     "gateway.redis_client": 1,  # the one door to Redis, below all that keep something there
     "gateway.jobs.gathering": 2,
     "gateway.jobs.store": 2,
