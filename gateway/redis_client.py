@@ -73,6 +73,7 @@ class _Line(asyncio.Protocol):
         self._former = self._transport.get_protocol()
         self._parser = hiredis.Reader(replyError=BaseParser.parse_error, notEnoughData=self._MORE)
         self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._outgoing: list[bytes] = []
         self._clock: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._transport.set_protocol(self)
@@ -83,12 +84,20 @@ class _Line(asyncio.Protocol):
 
     def ask(self, *command: Any) -> asyncio.Future[Any]:
         """The answer to come; one that is an error is handed over like any other."""
-        self._transport.write(hiredis.pack_command(command))
+        packed = hiredis.pack_command(command)
+        if not self._outgoing:
+            self._loop.call_soon(self._send)
+        self._outgoing.append(packed)
         future = self._loop.create_future()
         self._waiting.append((self._loop.time() + self._timeout_s, future))
         if self._clock is None:
             self._clock = self._loop.call_later(self._timeout_s, self._check_deadline)
         return future
+
+    def _send(self) -> None:
+        packet, self._outgoing = b"".join(self._outgoing), []
+        if self.is_open:
+            self._transport.write(packet)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)

@@ -111,6 +111,7 @@ class Execution:
         try:
             if not resumed:
                 await self._bring_inputs()
+                await self._hold_lease()
             entry = await self._prompt.follow(resumed=resumed, deadline=time.monotonic() + self.job.spec.timeout_s - since_claim_s)
         except PromptRejected as rejection:
             await self._fail(describe_rejection(rejection, self._graph))
@@ -140,6 +141,16 @@ class Execution:
             raise
         except InstanceError as error:
             raise GoneFromInstance(error.message) from error
+
+    async def _hold_lease(self) -> None:
+        """Between claim and submit a process may be paused or kept waiting: what somebody else has taken over must not run for nobody."""
+        if time.monotonic() - self.claim.asked_s < self._settings.lease_s / 3:
+            return
+        status = (await self._persist(lambda: self._store.renew([self.claim], self._settings.lease_s)))[self.claim.id]
+        if status == "lost":
+            raise LeaseLost(self.claim.id)
+        if status == JobStatus.CANCELING:
+            self.cancel()
 
     async def _take_inputs_away(self) -> None:
         await self._ingest.take_away(self._instance.client, self.job.spec, companion=self._companion)

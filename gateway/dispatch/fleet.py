@@ -80,14 +80,14 @@ def missing(needs: Needs, catalog: Catalog, hidden: frozenset[str] = frozenset()
 
 def date_line(candidates: Sequence[Candidate], now_ms: int) -> list[Candidate]:
     """The same line, every job dated that is seen for the first time, or for the first time as the first. Keep them for the next look."""
-    return [
-        replace(
-            candidate,
-            seen_ms=now_ms if candidate.seen_ms is None else candidate.seen_ms,
-            first_ms=now_ms if position == 0 and candidate.first_ms is None else candidate.first_ms,
-        )
-        for position, candidate in enumerate(candidates)
-    ]
+    dated = []
+    for position, candidate in enumerate(candidates):
+        if candidate.seen_ms is None:
+            candidate = replace(candidate, seen_ms=now_ms)
+        if position == 0 and candidate.first_ms is None:
+            candidate = replace(candidate, first_ms=now_ms)
+        dated.append(candidate)
+    return dated
 
 
 class _Verdicts:

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import math
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 
 from gateway.errors import RedisUnavailable
-from gateway.jobs.model import Event, EventKind
+from gateway.jobs.model import TERMINAL, Event, EventKind
 from gateway.redis_client import FOREIGN, RedisClient, heed_cancel, translate_redis
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ RETRY_S = 1.0
 # A listener that falls this far behind is told so and reads the stream itself; nobody waits for it.
 BACKLOG = 1000
 PAGE = 1000
+# Ends that are told before whoever made the job listens: all of a moment, and many more.
+REMEMBERED = 1000
 
 
 @translate_redis
@@ -113,6 +116,7 @@ class EventFeed:
         self._redis = redis
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._observers: list[Observer] = []
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._position = "$"
         self._ask_due = 0.0
         self.closed = False
@@ -133,6 +137,10 @@ class EventFeed:
             listeners.discard(subscription)
             if not listeners:
                 del self._subscriptions[job_id]
+
+    def has_told_end(self, job_id: str) -> bool:
+        """Whether this is one of the newest jobs to have ended: who subscribes now has missed that."""
+        return job_id in self._ended
 
     @translate_redis
     async def open(self) -> None:
@@ -180,12 +188,19 @@ class EventFeed:
             job_id, kind = fields[b"j"].decode(), fields[b"k"].decode()
             for observer in self._observers:
                 observer(job_id, kind, fields[b"s"].decode(), fields[b"d"])
+            if kind == EventKind.STATUS and fields[b"s"].decode() in TERMINAL:
+                self._remember_end(job_id)
             listeners = self._subscriptions.get(job_id)
             if listeners and kind not in (WAKE, PREVIEWS_ASKED):
                 event = Event(entry_id.decode(), kind, fields[b"d"], fields[b"s"].decode())
                 for listener in listeners:
                     listener.offer(event)
         self._position = entries[-1][0].decode()
+
+    def _remember_end(self, job_id: str) -> None:
+        self._ended[job_id] = None
+        if len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)
 
     def _tell_all_behind(self) -> None:
         for listeners in self._subscriptions.values():

@@ -25,6 +25,7 @@ class Claim:
     lease: str
     writes: int = 0
     cached_in: str | None = None  # a finished job that made the same meanwhile
+    asked_s: float = 0.0  # time.monotonic() before it was asked for: the lease is at least that old
 
     @property
     def id(self) -> str:

@@ -18,6 +18,7 @@ Keys (all begin with `fluxgate:`):
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -257,11 +258,11 @@ class JobStore:
         lora_files: Iterable[str],
     ) -> Claim | None:
         """Take a queued job for an instance; None when somebody else has it or the instance holds its share."""
-        loras = json.dumps(sorted(lora_files))
+        loras, asked_s = json.dumps(sorted(lora_files)), time.monotonic()
         answer = await self._claim(args=[self._now(), job_id, instance, lease, int(lease_s * 1000), slots, prompt_id, base_model, loras])
         if answer[0] != 1:
             return None
-        return Claim(decode_job(pair_up(answer[1])), answer[2], lease, cached_in=answer[3].decode() or None)
+        return Claim(decode_job(pair_up(answer[1])), answer[2], lease, cached_in=answer[3].decode() or None, asked_s=asked_s)
 
     @translate_redis
     async def overdue(self, limit: int) -> list[str]:
