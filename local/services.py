@@ -118,7 +118,9 @@ class S3Server(Child):
         command += ["--dir-cache-time", "24h", "--poll-interval", "0", "--cache-dir", str(state_dir / "rclone-cache")]
         # The key goes by environment: a command line is readable by every user. The quotes are rclone's CSV.
         pair = f'"{self.credentials.access_key_id},{self.credentials.secret_access_key}"'
-        env = {"RCLONE_AUTH_KEY": pair, "RCLONE_CONFIG": os.devnull}
+        # Go's scheduler and collector look for work on every core between two small pictures: on one core, with garbage kept four times
+        # as long, a put costs 0.54 ms of CPU instead of 0.75, and large ones take as long as before.
+        env = {"RCLONE_AUTH_KEY": pair, "RCLONE_CONFIG": os.devnull, "GOMAXPROCS": "1", "GOGC": "400"}
         super().__init__("s3", command, env=env, log_path=state_dir / "logs" / "s3.log", is_ready=self._ask)
 
     def start(self) -> None:

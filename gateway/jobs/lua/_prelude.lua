@@ -44,7 +44,7 @@ local function dequeue(id, priority, caller)
 end
 
 local function set_fields(id, values, first, count)
-  for i = first, first + count * 2 - 1, 2 do redis.call('HSET', job_key(id), values[i], values[i + 1]) end
+  if count > 0 then redis.call('HSET', job_key(id), unpack(values, first, first + count * 2 - 1)) end
   redis.call('HINCRBY', job_key(id), 'revision', 1)
 end
 

@@ -8,19 +8,22 @@ local function update(at, fields_at, events_at, after)
   if facts[1] ~= ARGV[at + 1] then return 'lost' end
   local write = ARGV[at + 1] .. ':' .. ARGV[at + 2]
   if facts[4] == write then return facts[2] end
-  redis.call('HSET', key, 'write', write)
   if ARGV[at + 3] == '1' and facts[3] then redis.call('SREM', slots_key(facts[3]), id) end
-  local canceling = facts[2] == 'canceling'
+  local canceling, status, fields = facts[2] == 'canceling', facts[2], {'write', write}
   for i = fields_at, events_at - 1, 2 do
-    if not (canceling and ARGV[i] == 'status') then redis.call('HSET', key, ARGV[i], ARGV[i + 1]) end
+    if not (canceling and ARGV[i] == 'status') then
+      fields[#fields + 1], fields[#fields + 2] = ARGV[i], ARGV[i + 1]
+      if ARGV[i] == 'status' then status = ARGV[i + 1] end
+    end
   end
+  redis.call('HSET', key, unpack(fields))
   redis.call('HINCRBY', key, 'revision', 1)
   for i = events_at, after - 1, 3 do
     if not (canceling and ARGV[i] == 'status') then
       emit(id, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i] ~= 'preview')
     end
   end
-  return redis.call('HGET', key, 'status')
+  return status
 end
 
 local answers, at = {}, 1
