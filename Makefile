@@ -98,7 +98,7 @@ lock: LOCK_VENV := build/lock-venv
 lock:
 	rm -rf $(LOCK_VENV)
 	$(PYTHON) -m venv $(LOCK_VENV)
-	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch==$(TORCH_VERSION)' -e '.[local,dev]'
+	$(LOCK_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch==$(TORCH_VERSION)' -e '.[local,rented,dev]'
 	$(LOCK_VENV)/bin/python -m pip freeze --all --exclude-editable --disable-pip-version-check \
 		| sed -E 's/\+[A-Za-z0-9.]+$$//' | grep -Ev '^(pip|wheel|triton|nvidia-[^=]*|cuda-[^=]*)==' | LC_ALL=C sort -f > constraints.txt.new
 	@! grep -n '@' constraints.txt.new || { echo "a package came from a URL: not written" >&2; exit 1; }

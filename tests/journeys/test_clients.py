@@ -12,6 +12,7 @@ import redis
 from PIL import Image
 
 from fluxgate import ApiError, Client, Event, Job, Lora
+from fluxgate.tunnel import find_way, is_live
 from local.services import Gateway, S3Server
 from tests.deployment import describe_deployment, make_gateway, running
 from tests.either_client import KINDS, opened
@@ -148,3 +149,17 @@ def test_events_come_live_through_what_holds_streams_back(kind: str, gateway: Ga
         assert (client.way, rest[-1].data["status"]) == (way, "succeeded")
         ids = [first.id, *(event.id for event in rest)]
         assert ids == sorted(set(ids), key=lambda name: tuple(map(int, name.split("-"))))
+
+
+@pytest.mark.parametrize(("holds", "way"), [((), "get"), (("GET",), "post"), (("GET", "POST"), "poll")])
+def test_a_tunnel_is_tested_by_when_events_arrive(gateway: Gateway, holds: tuple[str, ...], way: str) -> None:
+    # So patient that it is the times that tell, not the silence.
+    with proxied(gateway.url, *holds) as proxy, Client(proxy.url, first_event_s=30.0) as client:
+        assert find_way(client, **SLOW) == client.way == way
+
+
+def test_events_are_live_when_they_come_as_they_were_made() -> None:
+    made = ["1000-0", "2000-0", "3000-0"]
+    assert is_live(list(zip((5.0, 6.0, 7.1), made, strict=True)))
+    assert is_live(list(zip((7.0, 7.01, 7.02), made, strict=True))) is False
+    assert is_live([(7.0, "1000-0"), (7.0, "1200-0")]) is is_live([]) is None
