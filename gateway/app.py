@@ -24,6 +24,7 @@ from gateway.routes import (
     instances,
     keys,
     loras,
+    models,
     reproductions,
     sockets,
     trainings,
@@ -53,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(batches.router)
     app.include_router(datasets.router)
     app.include_router(catalog.router)
+    app.include_router(models.router)
     app.include_router(loras.router)
     app.include_router(trainings.router)
     app.include_router(uploads.router)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.jobs.model import now_ms
 from gateway.redis_client import RedisClient, translate_redis
 
 # Facts that nobody renewed for this long are those of an instance nobody watches any more.
@@ -103,6 +104,17 @@ class FleetRegistry:
     async def remove(self, name: str) -> None:
         """Let an instance go, also one that the settings name."""
         await self._redis.hset("fluxgate:fleet", name, "removed")
+
+    @translate_redis
+    async def want_free(self, names: Iterable[str]) -> None:
+        """Have instances let go of their models; whoever watches them does it within seconds."""
+        await self._redis.hset("fluxgate:free", mapping=dict.fromkeys(names, now_ms()))
+
+    @translate_redis
+    async def take_free(self, names: Iterable[str]) -> list[str]:
+        """Of these instances, those that shall let go of their models; each is told to one asker only."""
+        wanted = {name.decode() for name in await self._redis.hkeys("fluxgate:free")}
+        return [name for name in names if name in wanted and await self._redis.hdel("fluxgate:free", name)]
 
 
 class InstanceRegistry:

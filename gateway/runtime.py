@@ -53,6 +53,7 @@ from gateway.telemetry import Metrics
 from gateway.trainer_machines import TrainerMachines
 from gateway.training import Trainings
 from gateway.usage import Usage
+from gateway.warmth import Warmth
 from gateway.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Runtime:
     captionings: Captionings
     foresight: Foresight
     reproduction: Reproduction
+    warmth: Warmth
     batch_store: BatchStore
     batches: Batches
     batch_pictures: BatchPictures
@@ -204,6 +206,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 many = (
                     Foresight(admission, store, registry),
                     Reproduction(admission, store, storage),
+                    Warmth(settings, catalog, admission, registry, fleet),
                     batch_store,
                     batches,
                     batch_pictures,

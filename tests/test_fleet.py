@@ -74,6 +74,14 @@ def test_an_unknown_catalogue_may_hold_anything() -> None:
     assert choose([waiting("one")], [instance("a", catalog=None)], LATER_MS) == Placement("one", "a", warm=False)
 
 
+def test_a_pinned_job_goes_there_and_nowhere_else() -> None:
+    fleet = [instance("a"), instance("b", "dev")]
+    pinned = waiting("one", pinned="a", priority="high")
+    assert choose([pinned], fleet, LATER_MS) == Placement("one", "a", warm=False)
+    assert choose([pinned], fleet[1:], LATER_MS) is None
+    assert choose([pinned, waiting("two", priority="high")], fleet[1:], LATER_MS) == Placement("two", "b", warm=True)
+
+
 def test_a_job_nobody_can_run_does_not_block_the_line() -> None:
     line = [waiting("stuck", needs=Needs(classes=("Missing",))), waiting("next")]
     placed = choose(line, [instance("a", "dev")], LATER_MS)

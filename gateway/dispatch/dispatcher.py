@@ -22,7 +22,7 @@ from gateway.dispatch.fleet import LOOK_AHEAD, Candidate, choose, date_line
 from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Held, Instance
 from gateway.dispatch.lora_disk import LoraDisk
-from gateway.dispatch.pace import name_work
+from gateway.dispatch.pace import measure, name_work
 from gateway.dispatch.roster import Roster
 from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.gpu import GpuLease
@@ -32,7 +32,7 @@ from gateway.jobs.model import TERMINAL, EventKind, Job, JobError, JobStatus, no
 from gateway.jobs.records import Claim
 from gateway.jobs.store import JobStore
 from gateway.loras import LoraRegistry
-from gateway.pricing import Measurement, measure_work
+from gateway.pricing import Measurement
 from gateway.reuse import reuse_result
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -265,6 +265,7 @@ class Dispatcher:
             work=name_work(spec),
             created_ms=spec.created_ms,
             avoid=frozenset(job.avoid),
+            pinned=spec.pinned,
             priority=spec.priority,
             seen_ms=known.seen_ms if known else None,
             first_ms=known.first_ms if known else None,
@@ -386,15 +387,9 @@ class Dispatcher:
         if metrics.queue_ms is not None:
             self._metrics.queue_s.observe(metrics.queue_ms / 1000)
         if metrics.execution_ms is not None:
-            self._measured.setdefault((job.spec.workflow, job.spec.base_model), []).append(_measure(job, metrics.execution_ms))
+            self._measured.setdefault((job.spec.workflow, job.spec.base_model), []).append(measure(job, metrics.execution_ms))
             self._metrics.busy_s.labels(job.instance or "").inc(metrics.execution_ms / 1000)
             self._metrics.execution_s.labels(job.spec.workflow).observe(metrics.execution_ms / 1000)
         if metrics.upload_ms is not None:
             self._metrics.upload_s.observe(metrics.upload_ms / 1000)
         log.info("job ended", extra={"status": job.status, "instance": job.instance, "attempts": job.attempts, **metrics.model_dump()})
-
-
-def _measure(job: Job, execution_ms: int) -> Measurement:
-    load_ms = job.metrics.load_ms or 0
-    device = job.made_on.device if job.made_on else None
-    return Measurement(measure_work(job.spec.parameters), device, max(0, execution_ms - load_ms), None if job.warm else load_ms)

@@ -38,6 +38,7 @@ class Candidate:
     seen_ms: int | None = None  # when it first was among the candidates; None: when it was created
     first_ms: int | None = None  # since when it is the first in line
     priority: str = "normal"
+    pinned: str | None = None  # the only instance it may go to
     work: str = ""  # kind of work, for how long it takes; placement does not look at it
 
     @property
@@ -137,7 +138,7 @@ class _Kind:
             self._spared = first.avoid
 
     def may_run_on(self, view: InstanceView) -> bool:
-        if view.id in self._spared:
+        if view.id in self._spared or self.first.pinned not in (None, view.id):
             return False
         if view.catalog is None:
             return True
@@ -204,7 +205,7 @@ def _choose_within(candidates: Sequence[Candidate], fleet: _Fleet, now_ms: int) 
     line: list[tuple[Candidate, _Kind]] = []
     for position, candidate in enumerate(candidates):
         needs = candidate.needs
-        key = candidate.base_model, candidate.lora_files, needs.classes, needs.choices, candidate.avoid
+        key = candidate.base_model, candidate.lora_files, needs.classes, needs.choices, candidate.avoid, candidate.pinned
         kind = kinds.get(key)
         if kind is None:
             kind = kinds[key] = _Kind(candidate, position, fleet)

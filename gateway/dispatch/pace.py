@@ -6,7 +6,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from gateway.jobs.model import JobSpec
+from gateway.jobs.model import Job, JobSpec
+from gateway.pricing import Measurement, measure_work
 
 REMEMBERED = 256
 NEWEST = 0.25  # weight of the newest value
@@ -22,6 +23,12 @@ def name_work(spec: JobSpec) -> str:
         return ""
     loras = sorted(lora.file for lora in spec.loras)
     return repr((spec.workflow, spec.workflow_version, spec.base_model, loras, [spec.parameters.get(name) for name in _SIZES]))
+
+
+def measure(job: Job, execution_ms: int) -> Measurement:
+    """What a job that ran says about those to come, for estimates."""
+    load_ms, device = job.metrics.load_ms or 0, job.made_on.device if job.made_on else None
+    return Measurement(measure_work(job.spec.parameters), device, max(0, execution_ms - load_ms), None if job.warm else load_ms)
 
 
 class Pace:

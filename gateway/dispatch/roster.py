@@ -61,6 +61,7 @@ class Roster:
                 self.known.set()
             with suppress(RedisUnavailable):
                 await self._take_turns()
+                await self._let_go()
             await asyncio.sleep(FLEET_S)
 
     async def _forget_others(self, wanted: dict[str, Member], known: Set[str] | None) -> Set[str] | None:
@@ -100,6 +101,16 @@ class Roster:
                         await instance.client.free()
                         instance.freed_for = holder
                 await self._gpu.say_drained(holder, instance.id)
+
+    async def _let_go(self) -> None:
+        """Models go where an admin wants them gone; ComfyUI does it between two prompts, so nothing that runs is disturbed."""
+        for name in await self._fleet.take_free(self.instances):
+            try:
+                await self.instances[name].client.free()
+                await self._store.forget_warm(name)
+            except InstanceError as error:
+                log.warning("models not freed yet", extra={"instance": name, "error": error.message})
+                await self._fleet.want_free([name])
 
     def _reconcile(self, group: asyncio.TaskGroup, wanted: dict[str, Member]) -> None:
         for name, member in wanted.items():

@@ -204,6 +204,7 @@ class JobSpec(_Part):
     webhook: Webhook | None = None
     batch: str | None = None
     batch_index: int | None = None  # which of the batch's items it is
+    pinned: str | None = None  # the only instance it may run on
     reproduces: str | None = None  # the job whose graph this one runs again
     graph_sha256: str | None = None  # of the graph without what differs between identical jobs
     price_per_gpu_hour: float | None = None

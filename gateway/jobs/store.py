@@ -240,6 +240,11 @@ class JobStore:
         return [job_id.decode() for job_id in answer[0]], loads
 
     @translate_redis
+    async def forget_warm(self, instance: str) -> None:
+        """Nothing is loaded there any more."""
+        await self._redis.delete(f"fluxgate:warm:{instance}")
+
+    @translate_redis
     async def slots_used(self, instance: str) -> int:
         """Jobs of all processes that hold a slot there."""
         return int(await self._redis.scard(f"fluxgate:slots:{instance}"))
