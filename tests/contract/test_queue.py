@@ -1,5 +1,7 @@
 """Waiting, ordering, deleting and interrupting prompts."""
 
+import asyncio
+
 from tests.contract.wire import Listener, Wire, empty_to_save, kinds, of_kind, probe_to_save
 
 
@@ -64,6 +66,8 @@ async def test_a_node_without_progress_ends_before_the_interrupt_counts(probe: W
     listener = await probe.listen()
     prompt_id = await probe.submit(probe_to_save(prefix, steps=20, mode="quiet"))
     await listener.until("executing", node="5")
+    # It is told of before it begins, and one last look at the wish to stop lies between.
+    await asyncio.sleep(0.3)
     await probe.post("/interrupt", {"prompt_id": prompt_id})
     told = await listener.until_end(prompt_id)
     assert of_kind(told, "execution_interrupted")[0]["node_id"] == "9"
