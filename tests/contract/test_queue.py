@@ -64,7 +64,7 @@ async def test_an_interrupted_prompt_is_an_error_whose_last_message_tells(probe:
 
 async def test_a_node_without_progress_ends_before_the_interrupt_counts(probe: Wire, prefix: str) -> None:
     listener = await probe.listen()
-    prompt_id = await probe.submit(probe_to_save(prefix, steps=20, mode="quiet"))
+    prompt_id = await probe.submit(probe_to_save(prefix, steps=20, delay_s=0.05, mode="quiet"))
     await listener.until("executing", node="5")
     # It is told of before it begins, and one last look at the wish to stop lies between.
     await asyncio.sleep(0.3)
