@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 
 from bench.simulated import WRAP_US, stamp_us
 
-OPENING = 64  # requests that wait for their first byte at one time
+OPENING = 64  # streams that wait for their first event at one time
 FRAME = re.compile(rb"id: (\d+)-(\d+)\nevent: (\w+)\ndata: ([^\n]*)")
 STEP = re.compile(rb'"step": ?(\d+)')
 
@@ -84,7 +84,8 @@ def listen(port: int, job_ids: list[str], listeners: int, patience_s: float) -> 
                 del streams[number]
                 report.ticks.setdefault(stream.job_id, []).append(stream.seen)
                 report.succeeded += stream.succeeded
-            if number in opening:
+            # Open is what has replayed the past: from here on it waits for news alone.
+            if number in opening and stream.last > (0, 0):
                 opening.discard(number)
                 opened += 1
                 if opened == wanted:
