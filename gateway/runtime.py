@@ -159,7 +159,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
     async with _open_connections(settings) as (redis, feed_redis, session, storage, outside):
         limits = Limits(settings.max_queue_depth, settings.max_jobs_per_caller, settings.gpu_seconds_per_day)
         store = JobStore(redis, ttl_s=settings.job_ttl_s, cache_ttl_s=settings.cache_ttl_s, limits=limits)
-        feed, loras, registry, fleet = EventFeed(feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
+        feed, loras, registry, fleet = EventFeed(redis, feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
         datasets = DatasetStore(redis)
         assets = AssetStore(AssetRecords(redis), storage, ttl_s=settings.asset_ttl_s, url_ttl_s=settings.url_ttl_s)
         inputs = Inputs(assets, outside, keep_s=settings.job_ttl_s)

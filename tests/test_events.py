@@ -30,9 +30,9 @@ PATIENCE_S = 30
 
 
 @asynccontextmanager
-async def running_feed(url: str) -> AsyncIterator[EventFeed]:
-    redis = connect_reader(url)
-    feed = EventFeed(redis)
+async def running_feed(url: str, block_s: float = 2.0) -> AsyncIterator[EventFeed]:
+    redis, reader = connect_redis(url), connect_reader(url, block_s)
+    feed = EventFeed(redis, reader)
     await feed.open()
     task = asyncio.create_task(feed.run())
     try:
@@ -41,6 +41,7 @@ async def running_feed(url: str) -> AsyncIterator[EventFeed]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        await reader.aclose(close_connection_pool=True)
         await redis.aclose(close_connection_pool=True)
 
 
@@ -140,6 +141,18 @@ async def test_a_listener_that_falls_behind_catches_up_from_the_stream(store: Jo
 async def kill_connections(redis: RedisClient) -> None:
     """Every connection but the one that says so."""
     await redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
+async def test_what_is_past_is_told_while_the_feed_is_silent(
+    store: JobStore, redis_client: RedisClient, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than the test's patience: whoever waits for the feed's own read to end waits in vain.
+    monkeypatch.setattr("gateway.jobs.events.BLOCK_MS", 10 * PATIENCE_S * 1000)
+    await create(store, "job")
+    await finish(store, await take(store, "job"))
+    async with running_feed(redis_url, 10 * PATIENCE_S) as feed:
+        await asyncio.sleep(0.05)
+        assert await follow_to_the_end(feed, "job") == await read_all(redis_client, "job")
 
 
 async def test_a_cut_connection_costs_no_event(store: JobStore, redis_client: RedisClient, redis_url: str) -> None:

@@ -112,8 +112,9 @@ class Subscription:
 class EventFeed:
     """The one reader of the live feed in this process."""
 
-    def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
+    def __init__(self, redis: RedisClient, reader: RedisClient) -> None:
+        """`reader` is the feed's alone: whoever asks anything else on it waits for as long as the feed is silent."""
+        self._redis, self._reader = redis, reader
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._observers: list[Observer] = []
         self._ended: OrderedDict[str, None] = OrderedDict()
@@ -161,7 +162,7 @@ class EventFeed:
         while True:
             try:
                 await self._ask_again()
-                answer = await heed_cancel(self._redis.xread({FEED: self._position}, count=1000, block=BLOCK_MS))
+                answer = await heed_cancel(self._reader.xread({FEED: self._position}, count=1000, block=BLOCK_MS))
                 pause_s = 0.05
             except FOREIGN as error:
                 log.warning("feed interrupted", extra={"error": str(error)})
