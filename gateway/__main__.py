@@ -17,6 +17,7 @@ from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.keys import KeyStore
 from gateway.keys_command import run_keys_command
 from gateway.process import allow_many_files, collect_rarely
+from gateway.protocol import BoundedProtocol
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings, is_secret
 from gateway.telemetry import configure_logging
@@ -92,6 +93,7 @@ def main() -> int:
         timeout_graceful_shutdown=STOP_S,
         timeout_keep_alive=KEEP_ALIVE_S,
         ws_max_size=MAX_MESSAGE_BYTES,
+        http=BoundedProtocol,
     )
     GatewayServer(config, app).run()
     return 0

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from gateway.edge import EdgeMiddleware, install_error_handlers
 from gateway.openapi import describe
@@ -33,6 +35,13 @@ from gateway.routes import (
 )
 from gateway.runtime import load_catalog, open_runtime
 from gateway.settings import Settings
+
+# What pages of CORS_ORIGINS may send and see. No cookies: a key is the page's own to send.
+CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
+    "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Request-ID"],
+    "expose_headers": ["Idempotency-Replayed", "Location", "Preference-Applied", "Retry-After", "X-Request-ID"],
+}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -66,6 +75,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(keys.router)
     app.include_router(health.router)
     app.add_middleware(EdgeMiddleware, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
     describe(app)
     return app
 

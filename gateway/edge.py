@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -24,10 +25,12 @@ from gateway.errors import (
     Forbidden,
     NotFound,
     PayloadTooLarge,
+    RequestTimeout,
     Unauthorized,
     Unprocessable,
     UnsupportedMediaType,
 )
+from gateway.guard import Guard
 from gateway.openapi import list_methods
 from gateway.settings import Settings
 from gateway.streams import BOX, EventStream
@@ -37,7 +40,8 @@ log = logging.getLogger("gateway.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _BY_STATUS: dict[int, type[FluxgateError]] = {
-    error.status: error for error in (BadRequest, Unauthorized, Forbidden, NotFound, Conflict, PayloadTooLarge, UnsupportedMediaType)
+    error.status: error
+    for error in (BadRequest, Unauthorized, Forbidden, NotFound, RequestTimeout, Conflict, PayloadTooLarge, UnsupportedMediaType)
 }
 
 
@@ -115,6 +119,7 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
 
 
+_SMALL_BYTES = 64 << 10
 # Requests whose JSON may carry pictures as data URLs.
 _TAKES_PICTURES = re.compile(r"/v1/generations(/preview)?|/v1/workflows/[^/]+/generations|/v1/batches")
 
@@ -126,52 +131,105 @@ def _is_upload(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     ).startswith(b"multipart/form-data")
 
 
+class _Body:
+    """A request's body as it comes: counted, because a chunked one has no length to refuse by, and in time."""
+
+    def __init__(self, receive: Receive, allowed: int, timeout_s: float) -> None:
+        self._receive, self._allowed, self._timeout_s = receive, allowed, timeout_s
+        self._seen, self._deadline = 0, 0.0
+        # What comes behind the body tells only that the client has gone: that may take for ever.
+        self.is_over = False
+
+    async def receive(self) -> Message:
+        if self.is_over:
+            return await self._receive()
+        now = asyncio.get_running_loop().time()
+        self._deadline = self._deadline or now + self._timeout_s
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, f"The body did not come within {self._timeout_s:g} s.") from None
+        if message["type"] == "http.request":
+            self.is_over = not message.get("more_body", False)
+            self._seen += len(message.get("body", b""))
+            if self._seen > self._allowed:
+                raise HTTPException(413, f"The body is larger than {self._allowed} bytes.")
+        return message
+
+
 class EdgeMiddleware:
-    """Plain ASGI, so that streams pass untouched. Gives each request an id, refuses large bodies unread, logs and measures."""
+    """Plain ASGI, so that streams pass untouched. Gives each request an id, refuses what is not to be read, logs and measures."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app, self._max_body_bytes, self._max_upload_bytes = app, settings.max_body_bytes, settings.max_upload_bytes
+        self._app, self._guard = app, Guard(settings)
+        self._max_body_bytes, self._max_upload_bytes = settings.max_body_bytes, settings.max_upload_bytes
         self._max_batch_bytes = settings.max_batch_bytes
         self._max_picture_body_bytes = max(settings.max_body_bytes, settings.max_picture_body_bytes)
+        self._body_timeout_s, self._upload_timeout_s = settings.body_timeout_s, settings.upload_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "websocket" and (refusal := await self._judge(scope, dict(scope["headers"]), 0)) is not None:
+            await _answer(refusal, scope["path"])(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-            return
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         identity = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         token = request_id.set(identity)
         started, status, begun = time.perf_counter(), 500, False
 
-        async def send_with_id(message: Message) -> None:
+        async def send_completed(message: Message) -> None:
             nonlocal status, begun
             if message["type"] == "http.response.start":
-                begun = True
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
+                begun, status = True, message["status"]
+                message["headers"] = [*self._guard.complete(scope, message["headers"]), (b"x-request-id", identity.encode())]
+                if status == 408:
+                    # The rest of the body may still come; nobody waits for it.
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
-            declared = headers.get(b"content-length", b"0")
             allowed = self._most(scope, headers)
-            if declared.isdigit() and int(declared) > allowed:
-                await _answer(self._too_large(allowed), scope["path"])(scope, receive, send_with_id)
+            if (refusal := await self._judge(scope, headers, allowed)) is not None:
+                await _answer(refusal, scope["path"])(scope, receive, send_completed)
             else:
                 scope[BOX] = streams = list[EventStream]()
-                limited = self._limit(receive, allowed)
-                await self._app(scope, limited, send_with_id)
+                body = _Body(receive, allowed, self._upload_timeout_s if _is_upload(scope, headers) else self._body_timeout_s)
+                await self._app(scope, body.receive, send_completed)
                 for stream in streams:
-                    await stream.run(limited, send_with_id)
+                    body.is_over = True
+                    await stream.run(body.receive, send_completed)
         except Exception as error:  # boundary: a surprise gets its answer and its log line here, where the request still has an id
             log.error("unexpected error", exc_info=error)
             if begun:
                 raise
             surprise = FluxgateError("The gateway met something it did not expect; its log says what.")
-            await _answer(surprise, scope["path"])(scope, receive, send_with_id)
+            await _answer(surprise, scope["path"])(scope, receive, send_completed)
         finally:
             self._record(scope, status, time.perf_counter() - started)
             request_id.reset(token)
+
+    async def _judge(self, scope: Scope, headers: dict[bytes, bytes], allowed: int) -> FluxgateError | None:
+        """Why this is answered before its body is read."""
+        runtime = scope["app"].state.runtime
+        is_open = runtime.doorkeeper.is_open
+        try:
+            self._guard.check(scope, headers, is_open=is_open)
+            declared = headers.get(b"content-length", b"0")
+            size = int(declared) if declared.isdigit() else 0
+            if size > allowed:
+                return PayloadTooLarge(f"The body is larger than {allowed} bytes.", details={"allowed": allowed})
+            # A stranger's is not held in memory to tell it afterwards that it may not.
+            if not is_open and (size > _SMALL_BYTES or b"transfer-encoding" in headers):
+                await runtime.doorkeeper.identify(headers.get(b"authorization", b"").decode("latin-1"))
+        except FluxgateError as error:
+            return error
+        return None
 
     def _most(self, scope: Scope, headers: dict[bytes, bytes]) -> int:
         """Bytes the body may have."""
@@ -180,24 +238,6 @@ class EdgeMiddleware:
         if scope["path"] == "/v1/batches":
             return self._max_batch_bytes
         return self._max_picture_body_bytes if _TAKES_PICTURES.fullmatch(scope["path"]) else self._max_body_bytes
-
-    def _too_large(self, allowed: int) -> PayloadTooLarge:
-        return PayloadTooLarge(f"The body is larger than {allowed} bytes.", details={"allowed": allowed})
-
-    def _limit(self, receive: Receive, allowed: int) -> Receive:
-        """A chunked body has no length to refuse by: count what comes."""
-        seen = 0
-
-        async def limited() -> Message:
-            nonlocal seen
-            message = await receive()
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > allowed:
-                    raise HTTPException(413, f"The body is larger than {allowed} bytes.")
-            return message
-
-        return limited
 
     def _record(self, scope: Scope, status: int, elapsed_s: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")

@@ -5,6 +5,7 @@ FluxgateError
 ├── Unauthorized          401  no key, or a wrong one
 ├── Forbidden             403  the key lacks a scope
 ├── NotFound              404  not there, or not yours
+├── RequestTimeout        408  the body came too slowly
 ├── Conflict              409  the state forbids it
 ├── PayloadTooLarge       413
 ├── UnsupportedMediaType  415
@@ -74,6 +75,11 @@ class Forbidden(FluxgateError):
 class NotFound(FluxgateError):
     status = 404
     code = "not_found"
+
+
+class RequestTimeout(FluxgateError):
+    status = 408
+    code = "request_timeout"
 
 
 class Conflict(FluxgateError):

@@ -126,8 +126,8 @@ class InstanceRegistry:
         self._recent: tuple[float, list[InstanceFacts]] = (-RECENT_S, [])
 
     async def recent(self) -> list[InstanceFacts]:
-        """`all`, at most a second old: for decisions taken at every request."""
-        if time.monotonic() - self._recent[0] >= RECENT_S:
+        """`all`, at most a second old: for decisions taken at every request. Asked again while none is up: that ends at any moment."""
+        if time.monotonic() - self._recent[0] >= RECENT_S or all(facts.state != "up" for facts in self._recent[1]):
             self._recent = (time.monotonic(), await self.all())
         return self._recent[1]
 

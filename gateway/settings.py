@@ -82,6 +82,13 @@ class Settings(BaseSettings):
         0, ge=0, description="GPU seconds of one caller from midnight to midnight UTC, where its key says nothing. 0: any number."
     )
 
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names by which browsers may ask for a gateway on loopback without keys, comma separated, beside loopback's own."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Pages of other origins that may ask, comma separated, each as `https://host` or with a port."
+    )
+
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis that holds jobs, queue, leases and events.")
 
     s3_endpoint_url: str | None = Field(None, description="S3 endpoint. Empty for AWS; set for R2, MinIO, rclone.")
@@ -185,6 +192,8 @@ class Settings(BaseSettings):
         16 << 20, ge=1024, description="Largest JSON body of a generation, which may carry pictures as data URLs."
     )
     max_batch_bytes: int = Field(16 << 20, ge=1024, description="Largest body of a batch.")
+    body_timeout_s: float = Field(60.0, gt=0, description="Seconds in which a request's body has to come.")
+    upload_timeout_s: float = Field(3600.0, gt=0, description="Seconds in which an upload through the gateway has to come.")
     max_upload_bytes: int = Field(512 << 20, ge=1024, description="Largest upload of files, refused before it is read.")
     max_asset_bytes: int = Field(2 << 30, ge=1024, le=5 << 30, description="Largest file that may be sent straight to S3.")
     asset_ttl_s: int = Field(24 * 3600, ge=60, description="Seconds an upload is kept after it was made or last used.")
@@ -219,10 +228,18 @@ class Settings(BaseSettings):
     def _split_urls(cls, value: object) -> object:
         return tuple(url.strip().rstrip("/") for url in value.split(",") if url.strip()) if isinstance(value, str) else value
 
-    @field_validator("allow_private_urls", mode="before")
+    @field_validator("allow_private_urls", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split_places(cls, value: object) -> object:
         return tuple(place.strip() for place in value.split(",") if place.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _need_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"https?://[^/*?#@\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin; write https://HOST or http://HOST:PORT")
+        return origins
 
     @field_validator("allow_private_urls")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"message", "asctime", "taskName", "color_message"}
+
+
+# Keys of ours and tokens of Hugging Face's: whatever puts one into a line, the line does not keep it.
+_KEYS = re.compile(r"\b(fg_[0-9a-f]{12}_|hf_)[A-Za-z0-9_\-]{16,}")
 
 
 class JsonFormatter(logging.Formatter):
@@ -34,7 +39,7 @@ class JsonFormatter(logging.Formatter):
         line.update({key: value for key, value in record.__dict__.items() if key not in _STANDARD})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return _KEYS.sub(r"\1…", json.dumps(line, default=str, ensure_ascii=False))
 
 
 def configure_logging(level: str) -> None:

@@ -40,6 +40,8 @@ LAYERS = {
     "gateway.jobs.batches": 2,
     "gateway.comfy": 2,
     "gateway.auth": 2,
+    "gateway.guard": 1,
+    "gateway.protocol": 1,
     "gateway.keys": 2,
     "gateway.keys_command": 3,
     "gateway.usage": 2,

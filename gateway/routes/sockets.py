@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import aclosing
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from gateway.errors import Forbidden
+from gateway.guard import Guard
 from gateway.jobs.events import Throttle, read_events
 from gateway.jobs.model import TERMINAL, Event, EventKind, Job
 from gateway.presentation import write_event, write_job
@@ -23,11 +22,9 @@ router = APIRouter(prefix="/v1", tags=["events"])
 ENDED, GOING_AWAY, DELETED = 1000, 1001, 4404
 
 
-async def _require_own_origin(websocket: WebSocket, base_url: BaseUrl) -> None:
+async def _require_own_origin(websocket: WebSocket, runtime: Runtime) -> None:
     """Browsers send WebSockets of any page with the user's rights, and say whose page it is; other clients say nothing."""
-    origin = websocket.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc not in (websocket.headers.get("host"), urlsplit(base_url).netloc):
-        raise Forbidden("Pages of other origins may not open WebSockets here.", code="foreign_origin", details={"value": origin[:200]})
+    Guard(runtime.settings).refuse_other_origin(websocket.headers.get("origin", ""), websocket.headers.get("host", ""))
 
 
 OwnOrigin = Depends(_require_own_origin)
