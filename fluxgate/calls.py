@@ -8,7 +8,7 @@ import json
 import mimetypes
 import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -42,6 +42,7 @@ T = TypeVar("T")
 File = str | Path | tuple[str, bytes]
 # Larger files go straight to S3.
 LARGEST_THROUGH_GATEWAY = 8 << 20
+SETTLE_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def path_of(kind: str, name: str, *further: str) -> str:
 
 def kind_of(job_id: str) -> str:
     """Which resource a job's id belongs to."""
-    return "generations" if job_id.partition("_")[0] not in ("trn", "cap") else "trainings"
+    return "generations" if job_id.startswith("gen_") else "trainings"
 
 
 def _page(kind: str, page: type[Answer], limit: int | None = None, cursor: str | None = None, **filters: str | None) -> Steps[Answer]:
@@ -359,6 +360,34 @@ def loras() -> Steps[list[LoraInfo]]:
 def get_lora(name: str) -> Steps[LoraInfo]:
     """A LoRA by name, with its download and its before and after pictures once they are drawn."""
     return _ask(Ask("GET", path_of("loras", name)), reads(LoraInfo))
+
+
+def import_lora(
+    name: str, *, upload: str | None = None, url: str | None = None, idempotency_key: str | None = None, **fields: Any
+) -> Steps[LoraInfo]:
+    """Take a LoRA file from an upload or a public URL. It is judged and converted by the worker: `settle_lora` waits for that.
+
+    `fields`: trigger_word, base_model, sha256.
+    """
+    body = {**fields, "name": name, "upload": upload, "url": url}
+    return _make("/v1/loras", drop_none(body), reads(LoraInfo), idempotency_key)
+
+
+def settle_lora(name: str, *, give_up_s: float = 600.0) -> Steps[LoraInfo]:
+    """The LoRA when its import has ended: `ready`, or `failed` with `error`. As it stands when `give_up_s` have passed."""
+    spent_s = 0.0
+    ask = Ask("GET", path_of("loras", name))
+    while True:
+        lora = yield from _ask(ask, reads(LoraInfo))
+        if lora.status != "importing" or spent_s >= give_up_s:
+            return lora
+        spent_s += SETTLE_PAUSE_S
+        ask = replace(ask, after_s=SETTLE_PAUSE_S)
+
+
+def share_lora(name: str, *, shared: bool) -> Steps[LoraInfo]:
+    """Let every caller use one's own LoRA, or none but oneself again."""
+    return _ask(Ask("PATCH", path_of("loras", name), json={"shared": shared}), reads(LoraInfo))
 
 
 def delete_lora(name: str) -> Steps[None]:

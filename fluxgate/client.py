@@ -101,6 +101,9 @@ class Operations:
     models = Operation(calls.models)
     loras = Operation(calls.loras)
     get_lora = Operation(calls.get_lora)
+    import_lora = Operation(calls.import_lora)
+    settle_lora = Operation(calls.settle_lora)
+    share_lora = Operation(calls.share_lora)
     delete_lora = Operation(calls.delete_lora)
 
 

@@ -225,7 +225,10 @@ class LoraInfo(_Answer):
 
     name: str
     file: str | None = None
-    status: str | None = None
+    status: str | None = None  # importing, ready or failed
+    error: JobError | None = None
+    owned: bool = False
+    shared: bool = False
     base_model: str | None = None
     family: str | None = None
     rank: int | None = None

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from local.services import S3Server
 from local.tinyflux.weights import MODEL_DIR
 from tests.dataset_api import read_error
+from tests.either_client import KINDS, opened
 from tests.journeys.api import wait_until
 from tests.journeys.studio import Studio, running_studio
 from tests.lora_files import GOOD, REFUSED, Good, Write
@@ -178,3 +179,19 @@ def test_the_same_key_imports_once_and_what_it_made_is_taken_back(studio: Studio
     assert lora["status"] == "ready"
     assert studio.http.delete(f"{LORAS}/keyed").json()["file"] == lora["file"]
     assert httpx.get(lora["url"]).status_code == 404
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_python_clients_bring_a_lora(kind: str, studio: Studio, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no tensors here")
+    with opened(kind, str(studio.http.base_url)) as client:
+        client.import_lora("brought", upload=client.upload(TINY / "loras" / "tok.safetensors").id, trigger_word="TOK")
+        lora = client.settle_lora("brought")
+        assert (lora.status, lora.owned, lora.trigger_word, bool(lora.ready_on)) == ("ready", True, "TOK", True)
+        assert client.share_lora("brought", shared=False).name == "brought"
+        client.delete_lora("brought")
+        client.import_lora("broken", upload=client.upload(broken).id)
+        failed = client.settle_lora("broken")
+        assert (failed.status, failed.error and failed.error.code) == ("failed", "lora_not_safetensors")
+        client.delete_lora("broken")
