@@ -3,6 +3,7 @@
 #   make check      ruff and mypy                              make contract  the wire suite (COMFYUI_URL=... for a real ComfyUI)
 #   make bench      ratios against a raw client                make docs      the generated tables
 #   make up         the same in containers on a GPU host       make images   the container images
+#   make fuzz       requests made from the OpenAPI document
 #   make lock       newest versions into constraints.txt       make clean     everything made here but the state folder
 # PYTHON=python3.12 chooses the interpreter, TORCH_INDEX=URL a further index to take torch from (its CPU wheels are small).
 
@@ -16,7 +17,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: run images docker-pin images-check up chaos test test-simpletuner check bench contract docs lock clean
+.PHONY: run images docker-pin images-check up chaos test test-simpletuner fuzz check bench contract docs lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.local-ready
@@ -69,6 +70,11 @@ images-check: $(VENV)/.dev-ready
 # On a GPU host: everything in containers, on http://127.0.0.1:8000. ARGS="--profile train" adds the trainer.
 up:
 	docker compose --env-file docker/versions.env $(ARGS) up --detach --build
+
+# Thousands of requests made from the OpenAPI document, against a deployment of its own (5 minutes). FUZZ_SEED for others.
+FUZZ_SEED ?= 1
+fuzz: $(VENV)/.dev-ready
+	$(BIN)/python -m tests.fuzz --seed $(FUZZ_SEED)
 
 docs: $(VENV)/.local-ready
 	$(BIN)/python docs/generate.py

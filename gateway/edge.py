@@ -39,6 +39,8 @@ from gateway.telemetry import request_id
 log = logging.getLogger("gateway.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+# The framework's words for what is no UTF-8, nested too deep, or a number of thousands of digits.
+_UNREADABLE = "There was an error parsing the body"
 _BY_STATUS: dict[int, type[FluxgateError]] = {
     error.status: error
     for error in (BadRequest, Unauthorized, Forbidden, NotFound, RequestTimeout, Conflict, PayloadTooLarge, UnsupportedMediaType)
@@ -63,6 +65,8 @@ def install_error_handlers(app: FastAPI) -> None:
             refused = FluxgateError("This route has no such method.", code="method_not_allowed")
             allow = ", ".join(list_methods(app.routes, request.scope))
             return JSONResponse(refused.body(), 405, headers={"Allow": allow})
+        if error.detail == _UNREADABLE:
+            return _answer(BadRequest("The body is not JSON that can be read.", code="invalid_json"), request.url.path)
         kind = _BY_STATUS.get(error.status_code, FluxgateError)
         return _answer(kind(str(error.detail)), request.url.path)
 

@@ -19,13 +19,15 @@ PUBLIC = frozenset({"/health", "/ready", "/api/v2/health"})
 _SAYS = {
     400: "It cannot be read: JSON, a query parameter or a header is not what it must be",
     401: "No key, or one that is none of this deployment's",
-    403: "The key lacks the scope",
+    403: "The key lacks the scope, or a page of another origin asks",
     404: "It, or something it names, is not there or not the caller's",
+    408: "The body came too slowly",
     409: "The state forbids it",
     413: "It is larger than is allowed",
     415: "The body is declared as something else than what is taken",
     422: "It can be read and does not fit; `details` names the parameter, the value and what is allowed",
     429: "More than the caller may have for now; `Retry-After` says when to come back",
+    431: "Too many headers, or too large ones",
     500: "The job that was waited for failed",
     503: "A part that the gateway stands on is out of reach, or no instance can serve it",
 }
@@ -127,18 +129,19 @@ def _is_frameworks(said: Json) -> bool:
 
 def _list_statuses(path: str, method: str, operation: Json) -> Iterator[int]:
     """The errors that a request for this may be answered with."""
+    yield from (400, 403, 431)
     if path in PUBLIC:
         return
-    yield from (400, 401, 403, 429, 503)
+    yield from (401, 429, 503)
     if path.startswith(f"{OPENAI}/"):
-        yield from (404, 409, 413, 415, 500)
+        yield from (404, 408, 409, 413, 415, 500)
         return
     has_body = "requestBody" in operation
     if has_body or "{" in path:
         yield 404
     if method != "get":
         # 422 without a body: an Idempotency-Key that came with another request.
-        yield from (409, 413, 422)
+        yield from (408, 409, 413, 422)
     if has_body:
         yield 415
 
