@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -20,6 +21,7 @@ from gateway.process import allow_many_files, collect_rarely
 from gateway.protocol import BoundedProtocol
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings, is_secret
+from gateway.state_version import prepare_state_at
 from gateway.telemetry import configure_logging
 
 STOP_S = 10
@@ -64,6 +66,12 @@ def _refuse_unsafe_binding(settings: Settings) -> None:
         refuse_unsafe_binding(settings, has_keys=found)
 
 
+def _prepare_state(settings: Settings) -> None:
+    """Refuse a newer state before anything listens. Where Redis is not there yet, the runtime does it when it is."""
+    with suppress(RedisUnavailable):
+        asyncio.run(prepare_state_at(settings.redis_url))
+
+
 def main() -> int:
     """Serve until told to stop. A deployment that cannot work is refused with one line."""
     try:
@@ -72,6 +80,7 @@ def main() -> int:
         settings = Settings()
         _refuse_unsafe_binding(settings)
         configure_logging(settings.log_level)
+        _prepare_state(settings)
         app = create_app(settings)
         allow_many_files()
         collect_rarely()

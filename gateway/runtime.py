@@ -48,6 +48,7 @@ from gateway.raw_admission import RawAdmission
 from gateway.redis_client import RedisClient, connect_reader, connect_redis
 from gateway.reproduction import Reproduction
 from gateway.settings import Settings
+from gateway.state_version import prepare_state
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
 from gateway.trainer_machines import TrainerMachines
@@ -114,10 +115,11 @@ async def _ensure_bucket(storage: Storage) -> None:
         await asyncio.sleep(2)
 
 
-async def _open_feed(feed: EventFeed) -> None:
-    """Redis may come up after us: wait for it, since nothing works without."""
+async def _open_feed(redis: RedisClient, feed: EventFeed) -> None:
+    """Redis may come up after us: wait for it, since nothing works without. Raises StateRefused."""
     while True:
         try:
+            await prepare_state(redis)
             await feed.open()
             return
         except RedisUnavailable as error:
@@ -179,7 +181,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         dispatcher = Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics, gpu) if dispatch else None
         keys, usage = KeyStore(redis), Usage(redis)
         doorkeeper = Doorkeeper(settings, keys, Rates(redis), usage)
-        await _open_feed(feed)
+        await _open_feed(redis, feed)
         await doorkeeper.refresh()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_ensure_bucket(storage)), group.create_task(_essential("the event feed", feed.run()))]

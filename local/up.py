@@ -18,6 +18,7 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 import local.tinyflux
+from gateway.state_version import STATE_VERSION, StateRefused, require_known
 from local.child import Child, ChildError, pick_free_port
 from local.services import LOOPBACK, Engine, Gateway, RedisServer, S3Server, TrainerWorker
 
@@ -87,6 +88,19 @@ def lock_state(state_dir: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def stamp_state(state_dir: Path) -> None:
+    """Note in the folder which version its state has. StartRefused for a folder of a newer program; older ones have had no other shape."""
+    note = state_dir / "version"
+    text = note.read_text().strip() if note.exists() else "0"
+    if not text.isdecimal():
+        raise StartRefused(f"{note} holds {text[:40]!r}, which is no version; restore the folder, or choose another with STATE_DIR=...")
+    try:
+        require_known(int(text), str(state_dir))
+    except StateRefused as error:
+        raise StartRefused(f"{error.message} {error.hint}") from error
+    note.write_text(f"{STATE_VERSION}\n")
 
 
 @dataclass
@@ -242,6 +256,7 @@ def run(env: Mapping[str, str]) -> None:
     """Run until interrupted. StartRefused or ChildError say in one line why it ended by itself."""
     state_dir = Path(env.get("STATE_DIR") or ".fluxgate").resolve()
     with lock_state(state_dir):
+        stamp_state(state_dir)
         plan, gateway = plan_deployment(env, state_dir)
         print(f"Starting {', '.join(child.name for child in plan.children)} ...", flush=True)
         with running(plan.children):

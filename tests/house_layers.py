@@ -53,6 +53,7 @@ LAYERS = {
     "gateway.hub": 2,
     "gateway.loras": 2,
     "gateway.outside": 2,
+    "gateway.state_version": 2,
     "gateway.storage": 2,
     "gateway.streams": 2,
     "gateway.trainer_machines": 2,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 
 import uvloop
 
 from gateway.process import allow_many_files, collect_rarely
 from gateway.runtime import open_runtime
 from gateway.settings import Settings
+from gateway.state_version import StateRefused
 from gateway.telemetry import configure_logging
 
 
@@ -22,13 +24,19 @@ async def _run(settings: Settings) -> None:
         await stop.wait()
 
 
-def main() -> None:
+def main() -> int:
+    """Until told to stop. A state that cannot be worked on is refused with one line."""
     settings = Settings()
     configure_logging(settings.log_level)
     allow_many_files()
     collect_rarely()
-    uvloop.run(_run(settings))
+    try:
+        uvloop.run(_run(settings))
+    except StateRefused as error:
+        print(f"fluxgate: {error.message} {error.hint}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
