@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fluxgate import system
 from fluxgate.client import DEFAULT_URL, Client
 from fluxgate.display import choose_display, write_preview
 from fluxgate.errors import FluxgateError
@@ -239,6 +240,28 @@ def loras(context: typer.Context) -> None:
         found = client.loras()
     rows = [(one.name, one.base_model or "", one.trigger_word or "", ", ".join(one.ready_on)) for one in found]
     print_table(("name", "base model", "trigger word", "ready on"), rows)
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    url: Annotated[str | None, typer.Option(help="Address by which callers reach the gateway, to try its streams.")] = None,
+) -> None:
+    """Look at all that a deployment stands on; exit 1 where something is broken."""
+    connection: Connection = context.obj
+    with speak_errors():
+        status = system.examine(connection.url, connection.api_key, as_json=as_json, tunnel=url)
+    raise typer.Exit(status)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def models(context: typer.Context) -> None:
+    """Bring base models: pull, list, verify, gc. Where the gateway is installed."""
+    if not system.is_gateway_here():
+        print_error("this runs where the gateway is installed", "Run it on the machine whose MODELS_DIR is ComfyUI's models folder.")
+        raise typer.Exit(1)
+    raise typer.Exit(system.run_gateway_command("models", context.args))
 
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

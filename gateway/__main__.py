@@ -1,4 +1,7 @@
-"""`python -m gateway`: the HTTP service, with the dispatcher inside unless DISPATCHER=off. `python -m gateway keys` is about its keys."""
+"""`python -m gateway`: the HTTP service, with the dispatcher inside unless DISPATCHER=off.
+
+`python -m gateway keys` is about its keys, `python -m gateway doctor` about all it stands on.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pydantic import ValidationError
 from comfy_workflows.errors import WorkflowError
 from gateway.app import create_app
 from gateway.auth import UnsafeBinding, refuse_unsafe_binding
+from gateway.doctor.command import run_doctor
 from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.keys import KeyStore
 from gateway.keys_command import run_keys_command
@@ -29,6 +33,7 @@ STOP_S = 10
 KEEP_ALIVE_S = 90
 # Clients of WebSockets only listen: what they say is a ping.
 MAX_MESSAGE_BYTES = 4096
+COMMANDS = {"keys": run_keys_command, "doctor": run_doctor}
 
 
 class GatewayServer(uvicorn.Server):
@@ -75,8 +80,9 @@ def _prepare_state(settings: Settings) -> None:
 def main() -> int:
     """Serve until told to stop. A deployment that cannot work is refused with one line."""
     try:
-        if sys.argv[1:2] == ["keys"]:
-            return run_keys_command(sys.argv[2:], Settings())
+        command = COMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+        if command is not None:
+            return command(sys.argv[2:], Settings())
         settings = Settings()
         _refuse_unsafe_binding(settings)
         configure_logging(settings.log_level)

@@ -64,6 +64,24 @@ class HubAccess:
             raise Unprocessable(message, code="model_not_found", hint=hint, details=details)
         return "granted" if known.verdict == "granted" else f"not known: {known.said}"
 
+    async def identify(self) -> tuple[Verdict, str]:
+        """(granted, the account's name) for a good token, else (bad_token or unknown, why)."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await asyncio.to_thread(self._identify)
+        except TimeoutError:
+            return "unknown", f"no answer within {TIMEOUT_S:g} s"
+
+    def _identify(self) -> tuple[Verdict, str]:
+        token = self._token.get_secret_value() if self._token else None
+        try:
+            return "granted", str(HfApi(endpoint=self._endpoint).whoami(token=token).get("name"))
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            return ("bad_token", "") if status == 401 else ("unknown", f"the hub answered {status}")
+        except Exception:  # noqa: BLE001  boundary: which library carries its requests changes with its versions
+            return "unknown", "the hub is out of reach"
+
     async def _ask(self, repository: str) -> _Answer:
         try:
             async with asyncio.timeout(TIMEOUT_S):

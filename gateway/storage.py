@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,22 @@ def _amz_date() -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
 
 
+def _read_code(error: Exception) -> dict[str, str]:
+    """What S3 calls its refusal, and the region that it names where ours is wrong."""
+    said = error.response.get("Error", {}) if isinstance(error, ClientError) else {}
+    known = {"s3_code": said.get("Code"), "s3_region": said.get("Region")}
+    return {name: str(value) for name, value in known.items() if value}
+
+
+def _read_refusal(body: bytes) -> dict[str, str]:
+    """The same, of an answer that boto3 has not read."""
+    known = {
+        "s3_code": re.search(rb"<Code>([A-Za-z]{1,60})</Code>", body),
+        "s3_region": re.search(rb"<Region>([a-z0-9-]{1,40})</Region>", body),
+    }
+    return {name: found[1].decode() for name, found in known.items() if found}
+
+
 class _Pieces:
     """Pieces as a file. A read gives what it was asked for until the end: S3 takes no short part but the last."""
 
@@ -131,7 +148,7 @@ class Storage:
         """What S3 itself said is told; where it lies in the deployment is for the log alone."""
         said = str(error) if isinstance(error, ClientError) else type(error).__name__
         log.warning("S3 did not do it", extra={"error": str(error)})
-        return StorageUnavailable(f"S3 did not do it: {said}", details={"bucket": self.bucket})
+        return StorageUnavailable(f"S3 did not do it: {said}", details={"bucket": self.bucket, **_read_code(error)})
 
     async def ensure_bucket(self) -> None:
         """Make the bucket unless it is there. A key that may not look is trusted to be able to write."""
@@ -198,7 +215,8 @@ class Storage:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unavailable(error) from error
         if response.status != 200:
-            raise StorageUnavailable(f"S3 answered {response.status}: {said[:200]!r}", details={"bucket": self.bucket})
+            details = {"bucket": self.bucket, **_read_refusal(said)}
+            raise StorageUnavailable(f"S3 answered {response.status}: {said[:200]!r}", details=details)
 
     async def put_file(self, key: str, path: Path, content_type: str = "application/octet-stream") -> None:
         """Store a file of any size, in parts."""

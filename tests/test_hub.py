@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from pydantic import SecretStr
@@ -13,52 +10,13 @@ from pydantic import SecretStr
 from gateway.errors import Unprocessable
 from gateway.hub import HubAccess
 from local.child import pick_free_port
-
-GATED = "black-forest-labs/FLUX.1-dev"
-# As huggingface.co answers /api/models/{repository}/auth-check.
-ANSWERS = {
-    GATED: (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model is restricted."}),
-    "nobody/nothing": (404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}),
-    "open/model": (200, {}),
-    "busy/model": (503, {}),
-}
-
-
-@dataclass
-class Hub:
-    url: str
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-    licensed: set[str] = field(default_factory=set)
+from tests.hub_server import GATED, Hub, running_hub
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            repository = self.path.removeprefix("/api/models/").removesuffix("/auth-check")
-            token = self.headers.get("Authorization")
-            state.asked.append((repository, token))
-            status, headers = ANSWERS[repository]
-            if token == "Bearer hf_wrong":
-                status, headers = 401, {"X-Error-Message": "Invalid credentials in Authorization header"}
-            elif token in state.licensed:
-                status, headers = 200, {}
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": "0"}.items():
-                self.send_header(name, value)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Silent."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state = Hub(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running_hub() as hub:
+        yield hub
 
 
 def ask(hub: Hub, token: str | None = "hf_secret") -> HubAccess:

@@ -14,7 +14,7 @@ from gateway.app import create_app
 from gateway.routes import deps
 from gateway.settings import Settings
 
-PUBLIC = {"/health", "/api/v2/health", "/ready", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/"}
+PUBLIC = {"/health", "/health/stream", "/api/v2/health", "/ready", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/"}
 GUARDS = (deps.RequireScope, deps.AnyKey)
 
 

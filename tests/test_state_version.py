@@ -22,6 +22,8 @@ NEWER = STATE_VERSION + 41
 async def redis(redis_url: str) -> AsyncIterator[RedisClient]:
     client = connect_redis(redis_url)
     yield client
+    # Others start gateways on this Redis.
+    await client.flushall()
     await client.aclose(close_connection_pool=True)
 
 

@@ -65,12 +65,22 @@ class RequireScope:
         return caller
 
 
+async def _full_report(
+    connection: HTTPConnection, full: Annotated[bool, Query(description="Look at everything; for admins.")] = False
+) -> bool:
+    if full:
+        await RequireScope("admin")(await _caller(connection))
+    return full
+
+
 Runtime = Annotated[RuntimeState, Depends(_runtime)]
 # Every route asks for one of these four, or stands on the list of public ones in the house's tests.
 AnyCaller = Annotated[Caller, Depends(AnyKey())]
 CurrentCaller = Annotated[Caller, Depends(RequireScope("generate"))]
 Trainer = Annotated[Caller, Depends(RequireScope("train"))]
 Admin = Annotated[Caller, Depends(RequireScope("admin"))]
+# True only for an admin who asked for it; anybody may leave it out.
+FullReport = Annotated[bool, Depends(_full_report)]
 BaseUrl = Annotated[str, Depends(_base_url)]
 Comfy = Annotated[ComfyPresenter, Depends(_comfy)]
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from gateway.doctor.examine import examine
 from gateway.errors import StorageUnavailable, Unavailable
-from gateway.routes.deps import Admin, Runtime
+from gateway.routes.deps import Admin, FullReport, Runtime
 from gateway.runtime import Runtime as RuntimeState
+from gateway.streams import EventStream
+
+BEATS, BEAT_S = 5, 0.25
 
 router = APIRouter(tags=["health"])
 
@@ -47,9 +54,27 @@ async def _check_instances(runtime: RuntimeState) -> str | None:
     return said or "no instance has been seen yet"
 
 
+async def _beat() -> AsyncGenerator[bytes, None]:
+    for _ in range(BEATS):
+        yield b"data: %.3f\n\n" % time.monotonic()
+        await asyncio.sleep(BEAT_S)
+
+
+@router.post("/health/stream", response_class=EventStream, operation_id="try_stream_by_post")
+@router.get("/health/stream", response_class=EventStream, operation_id="try_stream")
+async def get_stream() -> EventStream:
+    """A second of events, each the sender's clock: shows whether what stands between lets streams through as they are made."""
+    return EventStream(_beat())
+
+
 @router.get("/ready", responses={503: {"description": "Names the parts that are out of reach"}})
-async def get_ready(runtime: Runtime, response: Response) -> dict[str, Any]:
-    """Redis, S3 and at least one instance are usable; names what is not."""
+async def get_ready(runtime: Runtime, response: Response, full: FullReport) -> dict[str, Any]:
+    """Redis, S3 and at least one instance are usable; names what is not. For admins `full` adds what the doctor finds."""
+    if full:
+        findings = await examine(runtime.settings)
+        ready = not any(finding.state == "fault" for finding in findings)
+        response.status_code = 200 if ready else 503
+        return {"ready": ready, "findings": [finding.model_dump() for finding in findings]}
     faults = {
         "redis": await _check_redis(runtime),
         "storage": await _check_storage(runtime),

@@ -1,0 +1,43 @@
+"""Hugging Face: the token, and the licences of the base models that this deployment runs and trains."""
+
+from __future__ import annotations
+
+from comfy_workflows.catalog import Catalog as Workflows
+from comfy_workflows.errors import WorkflowError
+from gateway.doctor.finding import Finding, fault, skip, warn, well
+from gateway.errors import Unprocessable
+from gateway.hub import HubAccess
+from gateway.settings import Settings
+
+
+async def examine_hub(settings: Settings, workflows: Workflows) -> list[Finding]:
+    hub = HubAccess(settings.hf_endpoint, settings.hf_token)
+    findings = [await _judge_token(settings, hub)]
+    try:
+        model = workflows.base_model(settings.default_base_model)
+    except WorkflowError as error:
+        return [*findings, fault("hub.base_model", f"DEFAULT_BASE_MODEL: {error.message}", error.hint)]
+    trained = settings.base_model_paths.get(model.name, model.trains_on or model.source)
+    wanted = [model.source] if settings.trainer in ("tiny", "off") else [model.source, trained]
+    return findings + [await _judge_access(hub, place) for place in dict.fromkeys(wanted)]
+
+
+async def _judge_token(settings: Settings, hub: HubAccess) -> Finding:
+    if settings.hf_token is None:
+        return skip("hub.token", "HF_TOKEN is not set; gated models cannot be fetched")
+    verdict, said = await hub.identify()
+    if verdict == "bad_token":
+        return fault("hub.token", "Hugging Face does not know HF_TOKEN", "Make a token with read scope there, and set HF_TOKEN to it.")
+    if verdict == "unknown":
+        return warn("hub.token", f"could not be asked about: {said}", "See that HF_ENDPOINT is reachable from here.")
+    return well("hub.token", f"belongs to {said}")
+
+
+async def _judge_access(hub: HubAccess, place: str) -> Finding:
+    try:
+        said = await hub.require(place)
+    except Unprocessable as error:
+        return fault("hub.access", error.message, error.hint)
+    if said == "granted":
+        return well("hub.access", f"{place} may be read")
+    return skip("hub.access", f"{place}: {said}")
