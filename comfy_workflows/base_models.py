@@ -2,10 +2,21 @@
 
 import tomllib
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from comfy_workflows.errors import BrokenWorkflow
+
+
+class FileSource(BaseModel):
+    """Where one file of a base model comes from, and ComfyUI's folder below `models` that it belongs into."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repository: str = Field(pattern=r"^[\w.-]{1,96}/[\w.-]{1,96}$", description="on Hugging Face")
+    path: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)*$", description="in the repository")
+    folder: str = Field(pattern=r"^[a-z_]+$")
 
 
 class BaseModelInfo(BaseModel):
@@ -18,6 +29,7 @@ class BaseModelInfo(BaseModel):
     family: str = Field(min_length=1, description="LoRAs fit every base model of their family and no other")
     lora_families: tuple[str, ...] = Field(default=(), description="further families whose LoRAs fit this one")
     files: dict[str, str] = Field(min_length=1)
+    sources: dict[str, FileSource] = Field(default={}, description="by role: where a file can be fetched; empty where it cannot")
     size_bytes: int = Field(gt=0, description="all files together")
     source: str = Field(description="where the files come from: a Hugging Face repository or a URL")
     trains_on: str | None = Field(default=None, description="the repository in diffusers layout to train on, where `source` has none")
@@ -26,6 +38,12 @@ class BaseModelInfo(BaseModel):
     gated: bool = Field(default=False, description="whether the source asks for an account that accepted its terms")
     steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _need_all_sources(self) -> Self:
+        if self.sources and self.sources.keys() != self.files.keys():
+            raise ValueError(f"sources names {', '.join(sorted(self.sources))}; allowed is all of {', '.join(sorted(self.files))}, or none")
+        return self
 
 
 def read_base_models(path: Path) -> dict[str, BaseModelInfo]:

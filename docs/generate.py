@@ -138,7 +138,7 @@ def collect_statuses() -> dict[str, int]:
 # Codes whose status is not their class's: said at the place that answers.
 STATUSES = {"method_not_allowed": 405}
 # Never an answer: they stop a start, or a folder from being accepted.
-AT_START = {"UnsafeBinding", "BrokenWorkflow", "StateRefused"}
+AT_START = {"UnsafeBinding", "BrokenWorkflow", "StateRefused", "PullFailed"}
 # What becomes the `error` of a job.
 ENDINGS = {"JobError", "DeadlinePassed"}
 

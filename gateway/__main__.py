@@ -1,6 +1,6 @@
 """`python -m gateway`: the HTTP service, with the dispatcher inside unless DISPATCHER=off.
 
-`python -m gateway keys` is about its keys, `python -m gateway doctor` about all it stands on.
+`python -m gateway keys` is about its keys, `... doctor` about all it stands on, `... models` about base models.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gateway.doctor.command import run_doctor
 from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.keys import KeyStore
 from gateway.keys_command import run_keys_command
+from gateway.models_command import run_models_command
 from gateway.process import allow_many_files, collect_rarely
 from gateway.protocol import BoundedProtocol
 from gateway.redis_client import connect_redis
@@ -33,7 +34,7 @@ STOP_S = 10
 KEEP_ALIVE_S = 90
 # Clients of WebSockets only listen: what they say is a ping.
 MAX_MESSAGE_BYTES = 4096
-COMMANDS = {"keys": run_keys_command, "doctor": run_doctor}
+COMMANDS = {"keys": run_keys_command, "doctor": run_doctor, "models": run_models_command}
 
 
 class GatewayServer(uvicorn.Server):

@@ -154,6 +154,17 @@ class InstanceRegistry:
         return [InstanceFacts.model_validate_json(raw) for raw in raws if raw is not None]
 
     @translate_redis
+    async def note_base_models(self, names: Iterable[str], now_ms: int) -> None:
+        """They are at work now: whoever makes room in the models folder begins with those that were not for longest."""
+        if times := dict.fromkeys(names, now_ms):
+            await self._redis.hset("fluxgate:base_models_used", mapping=times)
+
+    @translate_redis
+    async def base_models_used(self) -> dict[str, int]:
+        """When each was last at work anywhere, in milliseconds since the epoch."""
+        return {name.decode(): int(used_ms) for name, used_ms in (await self._redis.hgetall("fluxgate:base_models_used")).items()}
+
+    @translate_redis
     async def catalog(self, facts: InstanceFacts) -> Catalog | None:
         """The instance's node classes and choices, kept in this process until their version changes."""
         known = self._catalogs.get(facts.id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,18 +21,35 @@ ANSWERS = {
 WRONG_TOKEN = "Bearer hf_wrong"
 
 
+COMMIT = "0" * 39 + "1"
+
+
 @dataclass
 class Hub:
+    """`files` by `repository/path`. `cuts`: how many bytes each of the next answers is cut off after; with `stalls` the line stays open."""
+
     url: str
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     licensed: set[str] = field(default_factory=set)
+    files: dict[str, bytes] = field(default_factory=dict)
+    fetched: list[tuple[str, str | None]] = field(default_factory=list)  # (file, Range) of every GET
+    corrupt: set[str] = field(default_factory=set)
+    cuts: list[int] = field(default_factory=list)
+    stalls: bool = False
+    woken: threading.Event = field(default_factory=threading.Event)
 
 
 class _Handler(BaseHTTPRequestHandler):
     state: Hub
 
+    def do_HEAD(self) -> None:
+        self._resolve()
+
     def do_GET(self) -> None:
         token = self.headers.get("Authorization")
+        if "/resolve/" in self.path:
+            self._resolve()
+            return
         if self.path == "/api/whoami-v2":
             self._answer(401 if token == WRONG_TOKEN else 200, {}, b'{"name": "somebody", "type": "user"}')
             return
@@ -42,6 +61,42 @@ class _Handler(BaseHTTPRequestHandler):
         elif token in self.state.licensed:
             status, headers = 200, {}
         self._answer(status, headers, b"")
+
+    def _resolve(self) -> None:
+        """`/{owner}/{name}/resolve/{revision}/{path}`, as the hub answers it for a large file."""
+        repository, _, rest = self.path.removeprefix("/").partition("/resolve/")
+        name = f"{repository}/{rest.partition('/')[2]}"
+        if repository == GATED and self.headers.get("Authorization") not in self.state.licensed:
+            self._answer(*ANSWERS[GATED], b"")
+        elif name not in self.state.files:
+            self._answer(404, {"X-Error-Code": "EntryNotFound"}, b"")
+        else:
+            self._serve(name, self.state.files[name])
+
+    def _serve(self, name: str, whole: bytes) -> None:
+        asked = self.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
+        body = whole[start:]
+        self.send_response(206 if asked else 200)
+        headers = {"X-Repo-Commit": COMMIT, "X-Linked-Size": str(len(whole)), "Content-Length": str(len(body)), "Accept-Ranges": "bytes"}
+        if asked:
+            headers["Content-Range"] = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
+        for key, value in {**headers, "ETag": f'"{hashlib.sha256(whole).hexdigest()}"'}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        self.state.fetched.append((name, asked))
+        if name in self.state.corrupt:
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        if self.state.cuts:
+            body = body[: self.state.cuts.pop(0)]
+            self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(body)
+            self.wfile.flush()
+        if self.state.stalls:
+            self.state.woken.wait(30)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
@@ -66,6 +121,7 @@ def running_hub() -> Iterator[Hub]:
     try:
         yield state
     finally:
+        state.woken.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -75,10 +75,12 @@ class Roster:
         return here
 
     async def bring_loras(self, disk: LoraDisk | None, list_in_use: Callable[[], set[str]]) -> None:
-        """For ever: tell every dispatcher which LoRAs are in use here, and keep this one's folder."""
+        """For ever: say which base models and LoRAs are in use here, and keep this dispatcher's folder of LoRAs."""
         while True:
             try:
                 await self._loras.touch(list_in_use(), now_ms())
+                busy = {instance.load.base_model for instance in self.instances.values() if instance.held and instance.load.base_model}
+                await self._registry.note_base_models(busy, now_ms())
                 if disk is not None:
                     await disk.bring(await self._loras.published(), await self._loras.used(), now_ms())
             except (RedisUnavailable, OSError) as error:
