@@ -23,6 +23,7 @@ from comfy_workflows.errors import WorkflowError
 from gateway.admission import translate_workflow_error
 from gateway.app import create_app
 from gateway.errors import FluxgateError
+from gateway.hub_files import PullFailed
 from gateway.jobs.model import EventKind, Job, JobError, JobSpec, JobStatus, Output, Progress
 from gateway.presentation import present_job, present_output
 from gateway.settings import Settings
@@ -137,8 +138,8 @@ def collect_statuses() -> dict[str, int]:
 
 # Codes whose status is not their class's: said at the place that answers.
 STATUSES = {"method_not_allowed": 405}
-# Never an answer: they stop a start, or a folder from being accepted.
-AT_START = {"UnsafeBinding", "BrokenWorkflow", "StateRefused", "PullFailed"}
+# Never an answer: they stop a start or a command, or a folder from being accepted.
+AT_START = {"UnsafeBinding", "BrokenWorkflow", "StateRefused", PullFailed.__name__}
 # What becomes the `error` of a job.
 ENDINGS = {"JobError", "DeadlinePassed"}
 
@@ -185,7 +186,7 @@ A job that did not succeed carries one of these in `error`.
 {tabulate_codes(("Code", "Meaning", "Hint"), endings.values())}
 ## At start
 
-What stops a process before it serves.
+What stops a process before it serves, or a command.
 
 {tabulate_codes(("Code", "Meaning", "Hint"), starts.values())}"""
 

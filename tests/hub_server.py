@@ -53,6 +53,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/api/whoami-v2":
             self._answer(401 if token == WRONG_TOKEN else 200, {}, b'{"name": "somebody", "type": "user"}')
             return
+        if not self.path.startswith("/api/models/"):
+            # huggingface_hub asks for lists of its own, and lives without.
+            self._answer(404, {}, b"")
+            return
         repository = self.path.removeprefix("/api/models/").removesuffix("/auth-check")
         self.state.asked.append((repository, token))
         status, headers = ANSWERS[repository]

@@ -9,6 +9,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,7 @@ def test_what_a_killed_process_had_fetched_is_not_fetched_again(hub: Hub, settin
     folder = ModelFolder(root_of(settings))
     part = folder.part(hashlib.sha256(LARGE).hexdigest())
     terminal, theirs = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
     with subprocess.Popen([sys.executable, "-m", "gateway", "models", "pull", "a"], env=env, stderr=theirs) as process:
         os.close(theirs)
         deadline = time.monotonic() + 30
