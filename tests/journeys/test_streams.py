@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -115,6 +116,26 @@ def test_a_stream_tells_proxies_to_keep_out_and_may_be_posted(api: Api) -> None:
         assert answer.headers["cache-control"] == "no-cache, no-transform"
         assert answer.headers["x-accel-buffering"] == "no"
         assert answer.text.rstrip("\n").rpartition("event: ")[2].startswith("status\n")
+
+
+def count_open_streams(api: Api) -> float:
+    metrics = api.http.get("/metrics").text
+    return next(float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line.startswith("fluxgate_event_streams "))
+
+
+def test_a_stream_ends_with_its_client_and_not_with_its_job(api: Api) -> None:
+    before = count_open_streams(api)
+    job = api.create(workflow="slow", steps=400, delay_ms=50)
+    with api.http.stream("GET", f"/v1/generations/{job['id']}/events") as answer:
+        chunks = answer.iter_bytes()
+        assert next(chunks)
+        assert count_open_streams(api) == before + 1
+    deadline = time.monotonic() + PATIENCE_S
+    while count_open_streams(api) > before:
+        assert time.monotonic() < deadline, "the stream outlives its client"
+        time.sleep(0.05)
+    assert api.http.get(f"/v1/generations/{job['id']}").json()["status"] in ("queued", "running")
+    api.http.post(f"/v1/generations/{job['id']}/cancel")
 
 
 def test_previews_come_to_those_who_ask_and_are_no_part_of_the_history(api: Api) -> None:
