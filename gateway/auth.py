@@ -52,7 +52,7 @@ def refuse_unsafe_binding(settings: Settings, *, has_keys: bool = False) -> None
     if not (settings.is_loopback or has_keys or settings.admin_key or settings.auth != "auto"):
         raise UnsafeBinding(
             f"HOST={settings.host} can be reached from outside and no API keys are set.",
-            hint="Make a key with `fluxgate keys create`, set ADMIN_KEY or AUTH=keys, or listen on HOST=127.0.0.1.",
+            hint="Make a key with `python -m gateway keys create`, set ADMIN_KEY or AUTH=keys, or listen on HOST=127.0.0.1.",
             details={"parameter": "HOST", "value": settings.host, "allowed": "127.0.0.1, ::1, localhost"},
         )
 

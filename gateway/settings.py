@@ -70,9 +70,9 @@ class Settings(BaseSettings):
     public_url: str | None = Field(None, description="Base URL callers see, for the links in answers. Default: the request's own.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
 
-    auth: Literal["auto", "keys", "hf"] = Field(
+    auth: Literal["auto", "keys"] = Field(
         "auto",
-        description="`auto`: on loopback no key is asked for until the first exists. `keys`: always. `hf`: keys, or Hugging Face tokens.",
+        description="`auto`: on loopback no key is asked for until the first exists. `keys`: always.",
     )
     admin_key: SecretStr | None = Field(
         None, min_length=24, description="A key with all scopes that is not kept in Redis: for the first start, or for containers."

@@ -35,7 +35,7 @@ async def examine_door(settings: Settings, redis: RedisClient) -> list[Finding]:
     if not closed and host and host not in LOOPBACK:
         remedy = "Make a key with `python -m gateway keys create`, or set AUTH=keys: whoever has the URL may do everything."
         return [fault("door.keys", f"PUBLIC_URL leads to {host}, and no API keys are set", remedy)]
-    if closed and not good and settings.admin_key is None and settings.auth != "hf":
+    if closed and not good and settings.admin_key is None:
         return [warn("door.keys", "keys are asked for, and no good one exists", "Make one: python -m gateway keys create --scopes admin")]
     said = f"{len(good)} keys" if closed else "no keys: everybody on this machine may do everything"
     return [well("door.keys", f"listens on {settings.host}; {said}")]
