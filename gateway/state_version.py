@@ -8,6 +8,7 @@ Keys (all begin with `fluxgate:`):
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -23,12 +24,19 @@ LOCK_S = 30.0
 Migration = Callable[[RedisClient], Awaitable[None]]
 
 
-async def _write_it_down(_redis: RedisClient) -> None:
-    """0 -> 1: the first numbered shape is that of the releases before the number; nothing moves."""
+async def _name_owners(redis: RedisClient) -> None:
+    """0 -> 1: LoRAs trained before owners were written down belong to who trained them, and stay open to all, as they were."""
+    for file, raw in (await redis.hgetall("fluxgate:published")).items():
+        lora = json.loads(raw)
+        if lora.get("owner") or not lora.get("training"):
+            continue
+        spec = await redis.hget(f"fluxgate:job:{lora['training']}", "spec")
+        if spec is not None:
+            await redis.hset("fluxgate:published", file, json.dumps({**lora, "owner": json.loads(spec)["caller"], "shared": True}))
 
 
 # The step at index N makes version N + 1 of version N. A step may be run again after a crash in its midst, and must bear that.
-MIGRATIONS: tuple[Migration, ...] = (_write_it_down,)
+MIGRATIONS: tuple[Migration, ...] = (_name_owners,)
 STATE_VERSION = len(MIGRATIONS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -33,11 +34,20 @@ async def test_a_first_start_writes_the_version_down(redis: RedisClient, redis_u
     assert await redis.keys("*") == [b"fluxgate:state_version"], "the lock is let go"
 
 
-async def test_state_from_before_the_number_is_taken_over_as_it_is(redis: RedisClient) -> None:
-    await redis.hset("fluxgate:published", "a.safetensors", "{}")
+async def test_state_from_before_the_number_is_taken_over(redis: RedisClient) -> None:
+    """LoRAs get the owner that was not written down then, where it is still known."""
+    before = {
+        "a": {"name": "a", "training": "trn_1"},
+        "gone": {"name": "gone", "training": "trn_2"},
+        "found": {"name": "found", "training": None},
+        "mine": {"name": "mine", "training": "trn_1", "owner": "hf:me", "shared": False},
+    }
+    await redis.hset("fluxgate:published", mapping={name: json.dumps(lora) for name, lora in before.items()})
+    await redis.hset("fluxgate:job:trn_1", "spec", json.dumps({"caller": "key_abc"}))
     await prepare_state(redis)
     assert await read_version(redis) == STATE_VERSION
-    assert await redis.hgetall("fluxgate:published") == {b"a.safetensors": b"{}"}
+    after = {name.decode(): json.loads(raw) for name, raw in (await redis.hgetall("fluxgate:published")).items()}
+    assert after == {**before, "a": {**before["a"], "owner": "key_abc", "shared": True}}
 
 
 async def test_each_step_is_taken_once_whoever_starts_at_the_same_time(redis: RedisClient, redis_url: str) -> None:
