@@ -29,6 +29,7 @@ from gateway.routes import (
     models,
     reproductions,
     sockets,
+    tickets,
     trainings,
     uploads,
     webhooks,
@@ -59,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_workflow_router(settings))
     app.include_router(reproductions.router)
     app.include_router(events.router)
+    app.include_router(tickets.router)
     app.include_router(sockets.router)
     app.include_router(batches.router)
     app.include_router(datasets.router)

@@ -35,6 +35,7 @@ class Caller:
     id: str
     scopes: frozenset[str]
     requests_per_minute: int | None = None
+    key: str | None = None  # prefix of the key it came with
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes or "admin" in self.scopes
@@ -151,7 +152,13 @@ class Doorkeeper:
         now = now_ms()
         self._used[key.prefix] = now
         limits = self._ring.limits.get(key.caller, CallerLimits())
-        return Caller(key.caller, frozenset(key.scopes), limits.requests_per_minute or self._settings.requests_per_minute or None)
+        per_minute = limits.requests_per_minute or self._settings.requests_per_minute or None
+        return Caller(key.caller, frozenset(key.scopes), per_minute, key.prefix)
+
+    def is_good(self, prefix: str) -> bool:
+        """Whether the key with this prefix still opens anything."""
+        key = self._ring.keys.get(prefix)
+        return key is not None and key.is_good(now_ms())
 
     def _is_admin_key(self, token: str) -> bool:
         return self._admin_sha256 is not None and hmac.compare_digest(hash_secret(token), self._admin_sha256)

@@ -51,6 +51,7 @@ from gateway.settings import Settings
 from gateway.state_version import prepare_state
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
+from gateway.tickets import Tickets
 from gateway.trainer_machines import TrainerMachines
 from gateway.training import Trainings
 from gateway.usage import Usage
@@ -77,6 +78,7 @@ class Runtime:
     keys: KeyStore
     usage: Usage
     doorkeeper: Doorkeeper
+    tickets: Tickets
     admission: Admission
     raw: RawAdmission
     datasets: DatasetStore
@@ -201,7 +203,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             try:
                 curation = Curation(datasets, storage)
                 telling = (deliveries, webhooks)
-                places = (store, feed, storage, outside, loras, registry, fleet, keys, usage, doorkeeper)
+                places = (store, feed, storage, outside, loras, registry, fleet, keys, usage, doorkeeper, Tickets(redis))
                 raw = RawAdmission(settings, catalog, store, storage, assets, inputs, admission)
                 lora_imports = LoraImports(settings, catalog, trainings, assets, outside, loras)
                 works = (admission, raw, datasets, curation, assets, trainings, Captionings(settings, trainings))

@@ -45,6 +45,7 @@ LAYERS = {
     "gateway.keys": 2,
     "gateway.keys_command": 3,
     "gateway.usage": 2,
+    "gateway.tickets": 2,
     "gateway.asset_records": 2,
     "gateway.datasets": 2,
     "gateway.multipart": 2,

@@ -15,7 +15,7 @@ from gateway.routes import deps
 from gateway.settings import Settings
 
 PUBLIC = {"/health", "/health/stream", "/api/v2/health", "/ready", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/"}
-GUARDS = (deps.RequireScope, deps.AnyKey)
+GUARDS = (deps.RequireScope, deps.ScopeOrTicket, deps.AnyKey)
 
 
 def find_calls(dependant: Dependant) -> Iterator[object]:
@@ -92,5 +92,5 @@ def test_a_route_asks_for_the_scope_of_its_noun(app: FastAPI, path: str, scope: 
     routes = [route for route in walk(app.routes) if isinstance(route, APIRoute | APIWebSocketRoute) and route.path == path]
     assert routes
     for route in routes:
-        scopes = {call.scope for call in find_calls(route.dependant) if isinstance(call, deps.RequireScope)}
+        scopes = {call.scope for call in find_calls(route.dependant) if isinstance(call, deps.RequireScope | deps.ScopeOrTicket)}
         assert scopes == {scope}, route.name

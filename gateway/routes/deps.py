@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 
 from gateway.auth import Caller
 from gateway.comfy_v2 import ComfyPresenter
-from gateway.errors import BadRequest, Forbidden, NotFound, RedisUnavailable
+from gateway.errors import BadRequest, Forbidden, NotFound, RedisUnavailable, Unauthorized
 from gateway.jobs.model import Job
 from gateway.runtime import Runtime as RuntimeState
 
@@ -52,6 +52,28 @@ class AnyKey:
         return caller
 
 
+class ScopeOrTicket:
+    """A caller whose key has the scope, or whoever has a ticket for the job in the path. Raises Unauthorized, Forbidden."""
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+
+    async def __call__(
+        self,
+        connection: HTTPConnection,
+        job_id: str,
+        ticket: Annotated[str | None, Query(max_length=1000, description="Instead of a key: `POST .../ticket` gives one.")] = None,
+    ) -> Caller:
+        runtime: RuntimeState = connection.app.state.runtime
+        if ticket is None:
+            return await RequireScope(self.scope)(await _caller(connection))
+        given = await runtime.tickets.read(ticket, job_id)
+        if given.key is not None and not runtime.doorkeeper.is_good(given.key):
+            raise Unauthorized("The key that this ticket was got with is refused by now.")
+        connection.state.caller = given.caller
+        return Caller(given.caller, frozenset({self.scope}))
+
+
 class RequireScope:
     """A caller whose key has the scope. Raises Forbidden."""
 
@@ -74,10 +96,12 @@ async def _full_report(
 
 
 Runtime = Annotated[RuntimeState, Depends(_runtime)]
-# Every route asks for one of these four, or stands on the list of public ones in the house's tests.
+# Every route asks for one of these, or stands on the list of public ones in the house's tests.
 AnyCaller = Annotated[Caller, Depends(AnyKey())]
 CurrentCaller = Annotated[Caller, Depends(RequireScope("generate"))]
 Trainer = Annotated[Caller, Depends(RequireScope("train"))]
+Watcher = Annotated[Caller, Depends(ScopeOrTicket("generate"))]
+TrainingWatcher = Annotated[Caller, Depends(ScopeOrTicket("train"))]
 Admin = Annotated[Caller, Depends(RequireScope("admin"))]
 # True only for an admin who asked for it; anybody may leave it out.
 FullReport = Annotated[bool, Depends(_full_report)]

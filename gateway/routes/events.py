@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from gateway.jobs.events import Throttle, next_events, read_events
 from gateway.jobs.model import TERMINAL, Event, EventKind, Job
 from gateway.presentation import write_event, write_job
-from gateway.routes.deps import BaseUrl, CurrentCaller, Place, Runtime, StreamPlace, Trainer, is_gone, load_own_job
+from gateway.routes.deps import BaseUrl, Place, Runtime, StreamPlace, TrainingWatcher, Watcher, is_gone, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 from gateway.streams import EventStream
 
@@ -102,9 +102,7 @@ async def _poll(runtime: RuntimeState, job: Job, base_url: str, after: str, wait
 # POST as well: some tunnels hold back the body of a GET until it is whole.
 @router.post("/generations/{job_id}/events", response_class=EventStream, responses=_PAGE, operation_id="stream_events_by_post")
 @router.get("/generations/{job_id}/events", response_class=EventStream, responses=_PAGE, operation_id="stream_events")
-async def stream_events(
-    job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, place: Place, wait: Wait = None
-) -> Response:
+async def stream_events(job_id: str, runtime: Runtime, caller: Watcher, base_url: BaseUrl, place: Place, wait: Wait = None) -> Response:
     """The job now, then every event with its id, then the live ones; the stream ends after the terminal status."""
     return await _answer(runtime, await load_own_job(runtime, caller, job_id), base_url, place, wait)
 
@@ -112,7 +110,7 @@ async def stream_events(
 @router.post("/trainings/{job_id}/events", response_class=EventStream, responses=_PAGE, operation_id="stream_training_events_by_post")
 @router.get("/trainings/{job_id}/events", response_class=EventStream, responses=_PAGE, operation_id="stream_training_events")
 async def stream_training_events(
-    job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl, place: Place, wait: Wait = None
+    job_id: str, runtime: Runtime, caller: TrainingWatcher, base_url: BaseUrl, place: Place, wait: Wait = None
 ) -> Response:
     """The training now, then its events: stages, steps with loss, checkpoints, samples."""
     return await _answer(runtime, await load_own_job(runtime, caller, job_id, "training"), base_url, place, wait)

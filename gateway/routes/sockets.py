@@ -13,7 +13,7 @@ from gateway.guard import Guard
 from gateway.jobs.events import Throttle, read_events
 from gateway.jobs.model import TERMINAL, Event, EventKind, Job
 from gateway.presentation import write_event, write_job
-from gateway.routes.deps import BaseUrl, CurrentCaller, Place, Runtime, StreamPlace, Trainer, is_gone, load_own_job
+from gateway.routes.deps import BaseUrl, Place, Runtime, StreamPlace, TrainingWatcher, Watcher, is_gone, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(prefix="/v1", tags=["events"])
@@ -97,16 +97,16 @@ class _Watcher:
 
 
 @router.websocket("/generations/{job_id}/ws", dependencies=[OwnOrigin])
-async def watch_generation(
-    websocket: WebSocket, job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, place: Place
-) -> None:
+async def watch_generation(websocket: WebSocket, job_id: str, runtime: Runtime, caller: Watcher, base_url: BaseUrl, place: Place) -> None:
     """The events of a generation."""
     job = await load_own_job(runtime, caller, job_id)
     await _Watcher(runtime, websocket, base_url).serve(job, place)
 
 
 @router.websocket("/trainings/{job_id}/ws", dependencies=[OwnOrigin])
-async def watch_training(websocket: WebSocket, job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl, place: Place) -> None:
+async def watch_training(
+    websocket: WebSocket, job_id: str, runtime: Runtime, caller: TrainingWatcher, base_url: BaseUrl, place: Place
+) -> None:
     """The events of a training."""
     job = await load_own_job(runtime, caller, job_id, "training")
     await _Watcher(runtime, websocket, base_url).serve(job, place)

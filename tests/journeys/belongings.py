@@ -107,12 +107,12 @@ def describe_training(dataset: str, **more: Any) -> Json:
     return {"name": "own-training", "dataset": dataset, "base": "tinyflux", "resolution": 64, "steps": 5, "trigger_word": "TOK", **more}
 
 
-def open_socket(url: str, key: str) -> tuple[int, str]:
+def open_socket(url: str, key: str | None) -> tuple[int, str]:
     """Status and body of the refusal of a WebSocket; (101, '') when it is opened."""
 
     async def knock() -> tuple[int, str]:
         try:
-            headers = {"Authorization": f"Bearer {key}"}
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
             async with websockets.connect(url.replace("http", "ws", 1), additional_headers=headers):
                 return 101, ""
         except websockets.InvalidStatus as refused:

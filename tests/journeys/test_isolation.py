@@ -3,6 +3,7 @@ here until it is known what its path parameters mean."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ import redis
 from fastapi.routing import APIWebSocketRoute
 
 from gateway.app import create_app
+from gateway.jobs.model import now_ms
+from gateway.redis_client import connect_redis
 from gateway.settings import Settings
+from gateway.tickets import Ticket, Tickets
 from local.services import S3Server
 from tests.callers import as_caller, make_key
 from tests.deployment import describe_deployment, make_gateway, running
@@ -238,3 +242,77 @@ def use_lora(file: str) -> Json:
     model = {"class_type": "UNETLoader", "inputs": {"unet_name": "tinyflux.safetensors", "weight_dtype": "default"}}
     lora = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["3", 0], "lora_name": file, "strength_model": 1.0}}
     return {**RAW, "3": model, "4": lora}
+
+
+# -- tickets ---------------------------------------------------------------------------------------------------
+
+
+def write_ticket(two: Two, *fields: Any) -> str:
+    """One that the deployment itself would have written."""
+
+    async def write() -> str:
+        client = connect_redis(two.redis_url)
+        try:
+            return await Tickets(client).write(Ticket(*fields))
+        finally:
+            await client.aclose(close_connection_pool=True)
+
+    return asyncio.run(write())
+
+
+def read_stream(two: Two, path: str, method: str = "GET") -> httpx.Response:
+    return httpx.request(method, f"{two.url}{path}", timeout=30)
+
+
+def test_a_ticket_opens_the_streams_of_its_job_and_nothing_else(two: Two) -> None:
+    job, _ = two.mine.ids["/v1/generations/", "job_id"]
+    made = two.a.post(f"/v1/generations/{job}/ticket")
+    assert made.status_code == 201
+    ticket = made.json()["ticket"]
+    for method in ("GET", "POST"):
+        stream = read_stream(two, f"/v1/generations/{job}/events?ticket={ticket}", method)
+        assert (stream.status_code, "event: status" in stream.text) == (200, True)
+    assert read_stream(two, made.json()["urls"]["events"].removeprefix(two.url)).status_code == 200
+    assert open_socket(f"{two.url}/v1/generations/{job}/ws?ticket={ticket}", None)[0] == 101
+    for path in ("", "/workflow", "/ticket"):
+        assert read_stream(two, f"/v1/generations/{job}{path}?ticket={ticket}", "POST" if path == "/ticket" else "GET").status_code == 401
+    assert httpx.get(f"{two.url}/v1/generations/{job}", headers={"Authorization": f"Bearer {ticket}"}).status_code == 401
+
+
+def test_what_is_no_ticket_for_the_job_is_refused_in_the_same_words(two: Two) -> None:
+    job, absent = two.mine.ids["/v1/generations/", "job_id"]
+    raw, _ = two.mine.ids["/api/v2/jobs/", "job_id"]
+    caller = two.keys[0]["caller"]
+    good = write_ticket(two, job, caller, None, now_ms() + 60_000)
+    payload, signature = good.split(".")
+    foreign = write_ticket(two, job, two.keys[1]["caller"], None, now_ms() + 60_000)
+    wrong = [
+        write_ticket(two, job, caller, None, now_ms() - 1),
+        write_ticket(two, raw, caller, None, now_ms() + 60_000),
+        write_ticket(two, absent, caller, None, now_ms() + 60_000),
+        f"{foreign.split('.')[0]}.{signature}",
+        f"{payload[::-1]}.{signature}",
+        f"{payload}.{signature[::-1]}",
+        f"{payload}.",
+        payload,
+        f"{good}.{signature}",
+        "x",
+        "",
+    ]
+    assert read_stream(two, f"/v1/generations/{job}/events?ticket={good}").status_code == 200
+    answers = [read_stream(two, f"/v1/generations/{job}/events?ticket={text}") for text in wrong]
+    assert {answer.status_code for answer in answers} == {401}
+    assert len({answer.text for answer in answers}) == 1
+    assert open_socket(f"{two.url}/v1/generations/{job}/ws?ticket={wrong[0]}", None)[0] == 401
+    # One that another caller could have got for this id only by owning the job.
+    assert read_stream(two, f"/v1/generations/{job}/events?ticket={foreign}").status_code == 404
+
+
+def test_a_ticket_dies_with_the_key_that_got_it(two: Two) -> None:
+    made = make_key(two.a, "generate", caller="short-lived")
+    with as_caller(two.url, made["key"]) as client:
+        job = Api.of(client).run(workflow="trivial", color=31)["id"]
+        ticket = client.post(f"/v1/generations/{job}/ticket", json={"ttl_s": 3600}).json()["ticket"]
+    assert read_stream(two, f"/v1/generations/{job}/events?ticket={ticket}").status_code == 200
+    two.a.delete(f"/v1/keys/{made['id']}")
+    assert read_stream(two, f"/v1/generations/{job}/events?ticket={ticket}").status_code == 401
