@@ -36,7 +36,7 @@ async def test_a_first_start_writes_the_version_down(redis: RedisClient, redis_u
 
 async def test_state_from_before_the_number_is_taken_over(redis: RedisClient) -> None:
     """LoRAs get the owner that was not written down then, where it is still known."""
-    before = {
+    before: dict[str, dict[str, object]] = {
         "a": {"name": "a", "training": "trn_1"},
         "gone": {"name": "gone", "training": "trn_2"},
         "found": {"name": "found", "training": None},
