@@ -128,11 +128,19 @@ _SMALL_BYTES = 64 << 10
 _TAKES_PICTURES = re.compile(r"/v1/generations(/preview)?|/v1/workflows/[^/]+/generations|/v1/batches")
 
 
+# Routes that take files. What stands beside them, under the same beginning, reads its body into memory.
+_TAKES_FILES = re.compile(r"/v1/datasets(/[^/]+/files)?|/v1/uploads|/api/v2/assets|/v1/images/edits")
+
+
 def _is_upload(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     """Whether the body is files, which go to disk; every other body is held in memory."""
-    return bool(scope["path"].startswith(("/v1/datasets", "/v1/uploads", "/api/v2/assets", "/v1/images/edits"))) and headers.get(
-        b"content-type", b""
-    ).startswith(b"multipart/form-data")
+    is_form = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
+    return is_form and _TAKES_FILES.fullmatch(scope["path"]) is not None
+
+
+def _read_headers(scope: Scope) -> dict[bytes, bytes]:
+    """By name. Of one that came twice it is the first, as for the routes: what is judged is what is read."""
+    return dict(reversed(scope["headers"]))
 
 
 class _Body:
@@ -175,13 +183,13 @@ class EdgeMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await self._serve(scope, receive, send)
-        elif scope["type"] == "websocket" and (refusal := await self._judge(scope, dict(scope["headers"]), 0)) is not None:
+        elif scope["type"] == "websocket" and (refusal := await self._judge(scope, _read_headers(scope), 0)) is not None:
             await _answer(refusal, scope["path"])(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
+        headers = _read_headers(scope)
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         identity = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         token = request_id.set(identity)

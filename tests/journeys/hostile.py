@@ -15,6 +15,8 @@ Json = dict[str, Any]
 GENERATIONS, BATCHES, LORAS, DATASETS = "/v1/generations", "/v1/batches", "/v1/loras", "/v1/datasets"
 TRAININGS, UPLOADS, ASSETS, JOBS = "/v1/trainings", "/v1/uploads", "/api/v2/assets", "/api/v2/jobs"
 JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+LARGE, BOTH = b" " * 70_000, [*JSON.items(), *FORM.items()]
 PLAIN: Json = {"workflow": "trivial"}
 
 
@@ -212,6 +214,22 @@ BODIES = [
     Row("too large", "POST", TRAININGS, 413, "payload_too_large", body(b" " * 70_000)),
     Row(
         "too large, without a length", "POST", TRAININGS, 413, "payload_too_large", {"content": iter([b" " * 40_000] * 2), "headers": JSON}
+    ),
+    Row(
+        "JSON that says it is files",
+        "POST",
+        "/v1/datasets/x/captions",
+        413,
+        "payload_too_large",
+        {"content": b" " * 70_000, "headers": FORM},
+    ),
+    Row(
+        "files that say they are JSON",
+        "POST",
+        UPLOADS,
+        413,
+        "payload_too_large",
+        {"content": LARGE, "headers": BOTH},
     ),
     Row("gzip", "POST", GENERATIONS, 400, "invalid_json", body(b"\x1f\x8b\x08\x00junk", Content_Encoding="gzip")),
     Row("a form for JSON", "POST", GENERATIONS, 415, "unsupported_media_type", {"data": {"workflow": "trivial"}}),
