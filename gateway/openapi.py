@@ -136,12 +136,14 @@ def _list_statuses(path: str, method: str, operation: Json) -> Iterator[int]:
     if path.startswith(f"{OPENAI}/"):
         yield from (404, 408, 409, 413, 415, 500)
         return
-    has_body = "requestBody" in operation
-    if has_body or "{" in path:
+    has_body, has_place = "requestBody" in operation, "{" in path
+    if has_body or has_place:
         yield 404
     if method != "get":
-        # 422 without a body: an Idempotency-Key that came with another request.
-        yield from (408, 409, 413, 422)
+        yield from (408, 409, 413)
+    if method != "get" or has_place:
+        # Without a body: an Idempotency-Key of another request, or something that is not fit to be asked that.
+        yield 422
     if has_body:
         yield 415
 

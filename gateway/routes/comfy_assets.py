@@ -39,7 +39,7 @@ _UPLOAD = {
                         "content_type": {"type": "string"},
                         "file_path": {"type": "string"},
                         "expected_hash": {"type": "string"},
-                        "tags": {"type": ["array", "string"], "items": {"type": "string"}, "description": "May come several times."},
+                        "tags": {"description": "A text; may come several times."},
                         "expires_in": {"type": "integer", "minimum": MIN_LIFE_S, "maximum": MAX_LIFE_S},
                     },
                 }
@@ -47,9 +47,6 @@ _UPLOAD = {
         },
     }
 }
-
-
-_NOT_SENT: dict[int | str, dict[str, Any]] = {422: {"description": "Promised, and nothing was sent yet"}}
 
 
 class FromHash(BaseModel):
@@ -152,7 +149,7 @@ async def _load_output(runtime: RuntimeState, caller: Caller, asset_id: str) -> 
     return job, job.outputs[place[1]]
 
 
-@router.get("/assets/{asset_id}", responses=_NOT_SENT)
+@router.get("/assets/{asset_id}")
 async def get_asset(asset_id: str, runtime: Runtime, caller: CurrentCaller, comfy: Comfy) -> dict[str, Any]:
     """An upload or an output, with a URL that was signed now."""
     if (found := await _load_output(runtime, caller, asset_id)) is not None:
@@ -160,7 +157,7 @@ async def get_asset(asset_id: str, runtime: Runtime, caller: CurrentCaller, comf
     return comfy.asset(await runtime.assets.ready(caller.id, asset_id))
 
 
-@router.get("/assets/{asset_id}/content", status_code=302, response_class=RedirectResponse, responses=_NOT_SENT)
+@router.get("/assets/{asset_id}/content", status_code=302, response_class=RedirectResponse)
 async def get_asset_content(asset_id: str, runtime: Runtime, caller: CurrentCaller) -> RedirectResponse:
     """To a signed URL of the bytes. S3 answers ranges."""
     found = await _load_output(runtime, caller, asset_id)
