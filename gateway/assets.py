@@ -12,7 +12,8 @@ import io
 import logging
 import re
 import secrets
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 from uuid import uuid4
@@ -21,7 +22,7 @@ from blake3 import blake3
 from PIL import Image
 
 from gateway.asset_records import Asset, AssetRecords
-from gateway.errors import Conflict, NotFound, RedisUnavailable, StorageUnavailable, Unprocessable
+from gateway.errors import Conflict, FluxgateError, NotFound, RedisUnavailable, StorageUnavailable, Unprocessable
 from gateway.jobs.model import now_ms
 from gateway.storage import Storage
 
@@ -300,6 +301,17 @@ class AssetStore:
         if not await self._records.remove(asset_id, caller):
             raise absent(asset_id)
         await self.collect()
+
+    @asynccontextmanager
+    async def unless_refused(self, caller: str, assets: Iterable[Asset]) -> AsyncIterator[None]:
+        """Forget them when what they came with is refused: nobody knows their ids."""
+        try:
+            yield
+        except FluxgateError:
+            with suppress(FluxgateError):
+                for asset in assets:
+                    await self.delete(caller, asset.id)
+            raise
 
     async def collect(self) -> None:
         """Delete from S3 what nothing stands on any more."""

@@ -82,11 +82,13 @@ async def edit_image(request: Request, runtime: Runtime, caller: CurrentCaller, 
         file_fields=("image", "image[]", "mask"),
     )
     try:
+        wanted = read_form_request(form.fields, runtime.catalog)
         pictures = await _keep(form, runtime, caller)
     finally:
         form.close()
-    wanted = read_form_request(form.fields, runtime.catalog)
-    return await _answer("image_edit", wanted, runtime, await _admit(wanted, runtime, caller, idempotency_key, pictures))
+    async with runtime.assets.unless_refused(caller.id, pictures.values()):
+        job = await _admit(wanted, runtime, caller, idempotency_key, pictures)
+    return await _answer("image_edit", wanted, runtime, job)
 
 
 async def _keep(form: Form, runtime: RuntimeState, caller: Caller) -> dict[str, Asset]:

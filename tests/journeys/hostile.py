@@ -117,6 +117,18 @@ FILES = [
 ]
 
 
+def edit(picture: bytes, **fields: str) -> Json:
+    return {"files": {"image": ("a.png", picture)}, "data": {"prompt": "x", **fields}}
+
+
+EDITS = "/v1/images/edits"
+FILES += [
+    Row("a page as an edit's picture", "POST", EDITS, 400, "picture_refused", edit(b"<html>" * 20)),
+    Row("an edit's picture for no model", "POST", EDITS, 404, "model_not_found", edit(picture(5), model="../../x")),
+    Row("an edit's picture of no size", "POST", EDITS, 400, "invalid_parameter", edit(picture(6), size="1x1x1")),
+]
+
+
 def send_archive(body: bytes) -> Json:
     return {"files": [("files", ("a.zip", body, "application/zip"))], "data": {"trigger_word": "TOK"}}
 
