@@ -15,7 +15,7 @@ from gateway.dialects import OPENAI
 Json = dict[str, Any]
 
 # What anybody may ask for, without a key.
-PUBLIC = frozenset({"/health", "/ready", "/api/v2/health"})
+PUBLIC = frozenset({"/health", "/health/stream", "/ready", "/api/v2/health"})
 _SAYS = {
     400: "It cannot be read: JSON, a query parameter or a header is not what it must be",
     401: "No key, or one that is none of this deployment's",
