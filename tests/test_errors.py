@@ -75,6 +75,8 @@ def make(kind: type[BaseException]) -> BaseException:
     """An instance of a foreign class, whatever its constructor wants."""
     error = kind.__new__(kind)
     Exception.__init__(error, "foreign words")
+    if isinstance(error, botocore.exceptions.ClientError):
+        error.response = {}
     return error
 
 

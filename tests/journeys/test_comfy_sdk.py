@@ -293,7 +293,7 @@ DEEP = b"[" * 50_000 + b"]" * 50_000
         pytest.param(b"\x00", 400, "invalid_json", id="no JSON"),
         pytest.param(b"[]", 422, "invalid_parameter", id="a list"),
         pytest.param(b"{}", 422, "invalid_workflow", id="no workflow"),
-        pytest.param(b'{"workflow": {"1": ' + DEEP + b"}}", 400, "bad_request", id="deep"),
+        pytest.param(b'{"workflow": {"1": ' + DEEP + b"}}", 400, "invalid_json", id="deep"),
         pytest.param(
             b'{"workflow": {"1": {"class_type": "X", "inputs": {"a": ' + DEEP[:60] + b"0" + DEEP[-60:] + b"}}}}", 422, None, id="less deep"
         ),
