@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import redis
 
 from local.child import ROOT, pick_free_port
 
@@ -28,6 +29,8 @@ PATIENCE_S = 60.0
 # Redis writes its file each second; what it acknowledged then is there after a kill.
 WRITTEN_S = 1.5
 SMALL = {"width": 256, "height": 256, "steps": 4}
+# A recording is read for years: nothing in it may run out meanwhile.
+ENDLESS = {"QUEUE_TIMEOUT_S": "1e9", "TIMEOUT_S": "1e9"}
 KEPT = ("redis", "s3", "s3-credentials.json", "version", "recorded.json")
 
 
@@ -35,7 +38,7 @@ KEPT = ("redis", "s3", "s3-credentials.json", "version", "recorded.json")
 def run_commit(tree: Path, state_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
     """The commit's deployment; it is killed at the end."""
     port = pick_free_port()
-    env = {**os.environ, "PYTHONPATH": str(tree), "STATE_DIR": str(state_dir), "PORT": str(port)}
+    env = {**os.environ, **ENDLESS, "PYTHONPATH": str(tree), "STATE_DIR": str(state_dir), "PORT": str(port)}
     process = subprocess.Popen([sys.executable, "-m", "local.up"], cwd=tree, env=env, start_new_session=True)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
@@ -79,11 +82,21 @@ def train(http: httpx.Client) -> dict[str, Any]:
     return job
 
 
+def redis_url(state_dir: Path) -> str:
+    return f"redis://127.0.0.1:{(state_dir / 'ports' / 'redis_port').read_text()}/0"
+
+
+def keep_for_ever(state_dir: Path) -> None:
+    """Take every key's time to live away."""
+    with redis.Redis.from_url(redis_url(state_dir)) as connection:
+        for key in connection.scan_iter():
+            connection.persist(key)
+
+
 def make_key(tree: Path, state_dir: Path) -> str | None:
     """A key, where that version has them."""
-    url = f"redis://127.0.0.1:{(state_dir / 'ports' / 'redis_port').read_text()}/0"
     command = [sys.executable, "-m", "gateway", "keys", "create", "--name", "old", "--caller", "local", "--scopes", "admin"]
-    env = {**os.environ, "REDIS_URL": url, "PYTHONPATH": str(tree), "PORT": "0"}
+    env = {**os.environ, "REDIS_URL": redis_url(state_dir), "PYTHONPATH": str(tree), "PORT": "0"}
     if not (tree / "gateway" / "keys.py").exists():
         return None
     return subprocess.run(command, cwd=tree, env=env, check=True, capture_output=True, text=True).stdout.strip()
@@ -111,6 +124,7 @@ def use(tree: Path, state_dir: Path) -> dict[str, Any]:
         said["left"] = [http.get(f"/v1/generations/{job}").json() for job in left]
         said["lora"] = http.get("/v1/loras/old").json()
         said["key"] = make_key(tree, state_dir)
+        keep_for_ever(state_dir)
         time.sleep(WRITTEN_S)
     return said
 
