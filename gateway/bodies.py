@@ -80,10 +80,15 @@ def _fit_metadata(value: dict[str, Any]) -> dict[str, Any]:
 Metadata = Annotated[dict[str, Any], AfterValidator(_fit_metadata), Field(description="Yours; returned as it is.")]
 
 
-def read_idempotency_key(caller: Caller, given: str, scope: str, body: Any) -> IdempotencyKey:
-    """The caller's Idempotency-Key with the hash of what it was sent with; `scope` tells routes apart that take the same body."""
+def read_idempotency_key(caller: Caller, given: str | None, scope: str, body: Any) -> IdempotencyKey | None:
+    """The caller's Idempotency-Key with the hash of what it was sent with: JSON, or models that count by their fields.
+
+    `scope` tells routes apart that take the same body.
+    """
+    if given is None:
+        return None
     if not (1 <= len(given) <= MAX_KEY_LENGTH and given.isprintable()):
         allowed = f"1 to {MAX_KEY_LENGTH} printable characters"
         raise BadRequest("That is no Idempotency-Key.", details={"parameter": "Idempotency-Key", "value": given[:100], "allowed": allowed})
-    digest = hashlib.sha256(json.dumps([scope, body], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([scope, body], sort_keys=True, default=lambda model: model.model_dump()).encode()).hexdigest()
     return IdempotencyKey(caller.id, given, digest)

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError
 
 from comfy_workflows.catalog import Catalog
 from comfy_workflows.workflow import Workflow
-from gateway.bodies import MAX_DEPTH, is_deeper
+from gateway.bodies import ShallowBody
 from gateway.errors import BadRequest, JobFailed, NotFound, Unprocessable
 from gateway.jobs.model import Job, JobStatus, Output
 from gateway.settings import Settings
@@ -29,7 +29,7 @@ _NUMBERS = ("integer", "number", "seed")
 _MODERATED = ("moderated", "moderation_blocked")
 
 
-class ImageRequest(BaseModel):
+class ImageRequest(ShallowBody):
     """`POST /v1/images/generations`. Any other field is a parameter of the workflow."""
 
     model_config = ConfigDict(extra="allow")
@@ -53,13 +53,6 @@ class ImageRequest(BaseModel):
     partial_images: int | None = Field(None, ge=0, le=MAX_PARTIALS, description="Previews to send while streaming.")
     user: str | None = Field(None, max_length=512, description="Kept with the job.")
     safety_identifier: str | None = Field(None, max_length=512, description="Kept with the job.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_depth(cls, body: Any) -> Any:
-        if is_deeper(body, MAX_DEPTH):
-            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-        return body
 
 
 def read_form_request(fields: Mapping[str, str], catalog: Catalog) -> ImageRequest:

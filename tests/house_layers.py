@@ -17,6 +17,7 @@ LAYERS = {
     "gateway.jobs.model": 1,
     "gateway.jobs.records": 1,
     "gateway.jobs.batch_records": 1,
+    "gateway.paging": 1,
     "gateway.presets": 1,
     "gateway.pricing": 1,
     "gateway.addresses": 1,

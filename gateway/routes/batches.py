@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -14,8 +14,9 @@ from gateway.bodies import read_idempotency_key
 from gateway.errors import BadRequest, Conflict
 from gateway.jobs.batch_records import LIVE, PACKET, WAITING, Batch
 from gateway.jobs.model import Job, JobStatus
+from gateway.paging import present_page
 from gateway.presentation import present_batch, present_item
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor
+from gateway.routes.deps import BaseUrl, CurrentCaller, IdempotencyHeader, PageQuery, Runtime
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -36,10 +37,10 @@ async def create_batch(
     runtime: Runtime,
     caller: CurrentCaller,
     base_url: BaseUrl,
-    idempotency_key: Annotated[str | None, Header(description="The same key and body again run nothing and get the first answer.")] = None,
+    idempotency_key: IdempotencyHeader = None,
 ) -> JSONResponse:
     """Accept up to 10,000 items, all of them or none. What is wrong with an item is said with its index."""
-    key = None if idempotency_key is None else read_idempotency_key(caller, idempotency_key, "batch", request.model_dump())
+    key = read_idempotency_key(caller, idempotency_key, "batch", request)
     if key is not None and (replay := await runtime.store.find_replay(key)) is not None:
         batch_id, recorded = replay
         known = json.loads(recorded) if recorded else _present(await runtime.batches.load(batch_id, caller), runtime, base_url)
@@ -52,20 +53,12 @@ async def create_batch(
 
 
 @router.get("")
-async def list_batches(
-    runtime: Runtime,
-    caller: CurrentCaller,
-    base_url: BaseUrl,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: str | None = None,
-) -> dict[str, Any]:
+async def list_batches(runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, page: PageQuery) -> dict[str, Any]:
     """The caller's batches, newest first. `next_cursor` is null on the last page."""
-    pairs = await runtime.batch_store.ids_before(caller.id, decode_cursor(cursor), limit)
+    pairs = await runtime.batch_store.ids_before(caller.id, page.behind, page.limit)
     found = [await runtime.batch_store.load(batch_id) for _, batch_id in pairs]
-    return {
-        "data": [_present(batch, runtime, base_url) for batch in found if batch is not None and not batch.deleted],
-        "next_cursor": encode_cursor(pairs[-1]) if len(pairs) == limit else None,
-    }
+    kept = [batch for batch in found if batch is not None and not batch.deleted]
+    return present_page((_present(batch, runtime, base_url) for batch in kept), page.last_of(pairs))
 
 
 @router.get("/{batch_id}")
@@ -80,26 +73,25 @@ async def list_items(
     runtime: Runtime,
     caller: CurrentCaller,
     base_url: BaseUrl,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: str | None = None,
+    page: PageQuery,
     status: JobStatus | None = None,
 ) -> dict[str, Any]:
     """The items in order, each with its parameters, status and pictures. `next_cursor` is null on the last page."""
     batch = await runtime.batches.load(batch_id, caller)
-    place, found = _read_place(cursor), list[dict[str, Any]]()
-    while place < len(batch.states) and len(found) < limit:
+    place, found = _read_place(page.cursor), list[dict[str, Any]]()
+    while place < len(batch.states) and len(found) < page.limit:
         number = place // PACKET
         stop = (number + 1) * PACKET
         specs = [item.spec for item in await runtime.batch_store.packet(batch_id, number)][place - number * PACKET :]
         wanted = [
             (index, spec) for index, spec in enumerate(specs, place) if status is None or batch.item_status(index, spec.id) is status
-        ][: limit - len(found)]
+        ][: page.limit - len(found)]
         jobs = await _load_jobs(runtime, batch, wanted)
         found += [
             present_item(index, spec, batch.item_status(index, spec.id), jobs.get(spec.id), base_url=base_url, storage=runtime.storage)
             for index, spec in wanted
         ]
-        place = wanted[-1][0] + 1 if len(found) == limit else stop
+        place = wanted[-1][0] + 1 if len(found) == page.limit else stop
     return {"data": found, "next_cursor": str(place) if place < len(batch.states) else None}
 
 

@@ -7,17 +7,18 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from gateway.bodies import MAX_DEPTH, is_deeper, read_idempotency_key
+from gateway.bodies import ShallowBody, read_idempotency_key
 from gateway.comfy_v2 import ComfyStream, require_label_filters, require_labels
 from gateway.errors import NotFound, RedisUnavailable
 from gateway.jobs.events import Throttle, newest_event_id
 from gateway.jobs.model import Job, JobStatus
+from gateway.paging import decode_cursor, encode_cursor
 from gateway.raw_admission import RawWish
-from gateway.routes.deps import Comfy, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job
+from gateway.routes.deps import Comfy, CurrentCaller, IdempotencyHeader, Runtime, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 from gateway.streams import EventStream
 
@@ -32,22 +33,12 @@ class ExtraData(BaseModel):
     api_key_comfy_org: SecretStr | None = None
 
 
-class JobSubmission(BaseModel):
+class JobSubmission(ShallowBody):
     model_config = ConfigDict(extra="forbid")
 
     workflow: Any = Field(None, description="The graph in API format.", json_schema_extra={"type": "object"})
     extra_data: ExtraData | None = None
     metadata: Any = Field(None, description="Labels: at most 16 texts by name.", json_schema_extra={"type": "object"})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_depth(cls, body: Any) -> Any:
-        if is_deeper(body, MAX_DEPTH):
-            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-        return body
-
-
-IdempotencyHeader = Annotated[str | None, Header(description="The same key and body again run nothing and get the first answer.")]
 
 
 @router.get("/health")
@@ -62,8 +53,7 @@ async def submit_job(
 ) -> Response:
     """Queue a graph of one's own: checked against the node classes that are allowed here, its files choices or assets."""
     labels = require_labels(submission.metadata)
-    given, body = idempotency_key, [submission.workflow, labels]
-    key = None if given is None else read_idempotency_key(caller, given, "comfy-v2", body)
+    key = read_idempotency_key(caller, idempotency_key, "comfy-v2", [submission.workflow, labels])
     if key is not None and (replay := await runtime.store.find_replay(key)) is not None:
         return await _replay(runtime, comfy, *replay)
     job, replayed = await runtime.raw.admit(RawWish(submission.workflow, labels), caller, key)

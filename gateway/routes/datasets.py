@@ -20,10 +20,11 @@ from gateway.datasets import absent
 from gateway.errors import NotFound
 from gateway.jobs.model import new_job_id, now_ms
 from gateway.multipart import Form, read_form
+from gateway.paging import present_page
 from gateway.preflight import Report, report
 from gateway.preflight_rules import Plan
 from gateway.presentation import rfc3339
-from gateway.routes.deps import BaseUrl, Runtime, Trainer, decode_cursor, encode_cursor
+from gateway.routes.deps import BaseUrl, PageQuery, Runtime, Trainer
 from gateway.runtime import Runtime as RuntimeState
 from gateway.upload_forms import UploadUse, gather
 
@@ -198,20 +199,11 @@ async def create_dataset(request: Request, plan: PlanQuery, runtime: Runtime, ca
 
 
 @router.get("/datasets")
-async def list_datasets(
-    runtime: Runtime,
-    caller: Trainer,
-    base_url: BaseUrl,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: str | None = None,
-) -> dict[str, Any]:
+async def list_datasets(runtime: Runtime, caller: Trainer, base_url: BaseUrl, page: PageQuery) -> dict[str, Any]:
     """The caller's datasets, newest first. `next_cursor` is null on the last page."""
-    pairs = await runtime.datasets.ids_before(caller.id, decode_cursor(cursor), limit)
+    pairs = await runtime.datasets.ids_before(caller.id, page.behind, page.limit)
     found = [dataset for _, dataset_id in pairs if (dataset := await runtime.datasets.load(dataset_id)) is not None]
-    return {
-        "data": [_present_summary(dataset, base_url) for dataset in found],
-        "next_cursor": encode_cursor(pairs[-1]) if len(pairs) == limit else None,
-    }
+    return present_page((_present_summary(dataset, base_url) for dataset in found), page.last_of(pairs))
 
 
 @router.get("/datasets/{dataset_id}")

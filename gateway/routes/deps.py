@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-from datetime import datetime
 from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
@@ -16,6 +13,7 @@ from gateway.auth import Caller
 from gateway.comfy_v2 import ComfyPresenter
 from gateway.errors import BadRequest, Forbidden, NotFound, RedisUnavailable, Unauthorized
 from gateway.jobs.model import Job
+from gateway.paging import Page
 from gateway.runtime import Runtime as RuntimeState
 
 
@@ -107,6 +105,16 @@ Admin = Annotated[Caller, Depends(RequireScope("admin"))]
 FullReport = Annotated[bool, Depends(_full_report)]
 BaseUrl = Annotated[str, Depends(_base_url)]
 Comfy = Annotated[ComfyPresenter, Depends(_comfy)]
+IdempotencyHeader = Annotated[
+    str | None, Header(alias="Idempotency-Key", description="The same key and body again run nothing and get the first answer.")
+]
+
+
+async def _page(limit: Annotated[int, Query(ge=1, le=100)] = 20, cursor: str | None = None) -> Page:
+    return Page(limit, cursor)
+
+
+PageQuery = Annotated[Page, Depends(_page)]
 
 
 _EVENT_ID = re.compile(r"\d{1,15}(-\d{1,10})?", re.ASCII)
@@ -149,37 +157,3 @@ async def is_gone(runtime: RuntimeState, job_id: str) -> bool:
         return await runtime.store.load(job_id) is None
     except RedisUnavailable:
         return False
-
-
-def encode_cursor(pair: tuple[int, str]) -> str:
-    """(created_ms, id) of a page's last item, for the next page to begin behind."""
-    return base64.urlsafe_b64encode(f"{pair[0]}:{pair[1]}".encode()).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str | None) -> tuple[int, str] | None:
-    """The pair a cursor was made from. Raises BadRequest."""
-    if cursor is None:
-        return None
-    try:
-        created_ms, _, item_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii").partition(":")
-        if abs(int(created_ms)) >= 1 << 53:
-            raise ValueError("no time that Redis can compare")
-        return int(created_ms), item_id
-    except (ValueError, binascii.Error):
-        raise BadRequest("The cursor is not one of ours.", details={"parameter": "cursor", "value": cursor[:100]}) from None
-
-
-def parse_time(text: str | None) -> int | None:
-    """Milliseconds since the epoch of `created_after`. Raises BadRequest."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError("no time zone")
-        return int(moment.timestamp() * 1000)
-    except (ValueError, OverflowError):
-        raise BadRequest(
-            "created_after is not an RFC 3339 time.",
-            details={"parameter": "created_after", "value": text[:100], "allowed": "2026-01-31T12:00:00Z"},
-        ) from None

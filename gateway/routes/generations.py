@@ -18,8 +18,9 @@ from gateway.bodies import Metadata, ShallowBody, read_idempotency_key
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.jobs.model import Job, JobStatus, Priority, Webhook
 from gateway.obstacles import find_obstacle
+from gateway.paging import Position, parse_time, present_page
 from gateway.presentation import present_job
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, decode_cursor, encode_cursor, load_own_job, parse_time
+from gateway.routes.deps import BaseUrl, CurrentCaller, IdempotencyHeader, PageQuery, Runtime, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 from gateway.waiting import wait_until_ended
 from gateway.webhooks import WebhookField
@@ -57,7 +58,7 @@ class _Door:
 
 async def _door(
     prefer: Annotated[str | None, Header(description="`wait=N` holds the answer up to N (60) seconds until the job has ended.")] = None,
-    idempotency_key: Annotated[str | None, Header(description="The same key and body again run nothing and get the first answer.")] = None,
+    idempotency_key: IdempotencyHeader = None,
 ) -> _Door:
     return _Door(prefer, idempotency_key)
 
@@ -88,8 +89,7 @@ async def _create(
     request: GatewayFields, workflow: str | None, door: _Door, runtime: RuntimeState, caller: Caller, base_url: str
 ) -> Response:
     wait_s = _parse_wait(door.prefer)
-    given = door.idempotency_key
-    key = None if given is None else read_idempotency_key(caller, given, workflow or "", request.model_dump())
+    key = read_idempotency_key(caller, door.idempotency_key, workflow or "", request)
     if key is not None and (replay := await runtime.store.find_replay(key)) is not None:
         return await _replay(runtime, base_url, *replay)
     wish = _read_wish(request, workflow, await runtime.webhooks.accept(request.webhook, base_url))
@@ -168,8 +168,7 @@ async def list_generations(
     runtime: Runtime,
     caller: CurrentCaller,
     base_url: BaseUrl,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: str | None = None,
+    page: PageQuery,
     status: JobStatus | None = None,
     workflow: str | None = None,
     lora: str | None = None,
@@ -178,8 +177,8 @@ async def list_generations(
 ) -> dict[str, Any]:
     """The caller's jobs, newest first. `next_cursor` is null on the last page."""
     after_ms = parse_time(created_after)
-    position, found = decode_cursor(cursor), list[Job]()
-    while len(found) < limit:
+    position, found = page.behind, list[Job]()
+    while len(found) < page.limit:
         pairs = await runtime.store.ids_before(caller.id, position, 100)
         if not pairs:
             position = None
@@ -191,7 +190,7 @@ async def list_generations(
                 return _page(found, None, runtime, base_url)
             if job is not None and _matches(job, status, workflow, lora, batch):
                 found.append(job)
-                if len(found) == limit:
+                if len(found) == page.limit:
                     break
     return _page(found, position, runtime, base_url)
 
@@ -205,11 +204,8 @@ def _matches(job: Job, status: JobStatus | None, workflow: str | None, lora: str
     )
 
 
-def _page(jobs: list[Job], position: tuple[int, str] | None, runtime: RuntimeState, base_url: str) -> dict[str, Any]:
-    return {
-        "data": [present_job(job, base_url=base_url, storage=runtime.storage) for job in jobs],
-        "next_cursor": encode_cursor(position) if position else None,
-    }
+def _page(jobs: list[Job], position: Position | None, runtime: RuntimeState, base_url: str) -> dict[str, Any]:
+    return present_page((present_job(job, base_url=base_url, storage=runtime.storage) for job in jobs), position)
 
 
 @router.get("/generations/{job_id}")

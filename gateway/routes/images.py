@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import IO as File
-from typing import Annotated, cast
+from typing import cast
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.admission import Wish
@@ -31,7 +31,7 @@ from gateway.openai_images import (
     read_parameters,
     require_success,
 )
-from gateway.routes.deps import CurrentCaller, Runtime
+from gateway.routes.deps import CurrentCaller, IdempotencyHeader, Runtime
 from gateway.runtime import Runtime as RuntimeState
 from gateway.streams import EventStream
 from gateway.waiting import wait_until_ended
@@ -58,8 +58,6 @@ _EDIT_BODY = {
         },
     }
 }
-
-IdempotencyHeader = Annotated[str | None, Header(description="The same key and body again run nothing and get the first job's pictures.")]
 
 
 @router.post("/generations", response_class=JSONResponse)
@@ -110,8 +108,8 @@ async def _admit(
     model = read_model(request.model, runtime.catalog, runtime.admission.workflow(default))
     parameters = read_parameters(request, model, runtime.settings) | {name: asset.id for name, asset in pictures.items()}
     wish = Wish(model.workflow.name, parameters, metadata=read_metadata(request))
-    body = [request.model_dump(), sorted((name, asset.sha256) for name, asset in pictures.items())]
-    key = None if idempotency_key is None else read_idempotency_key(caller, idempotency_key, "openai-images", body)
+    body = [request, sorted((name, asset.sha256) for name, asset in pictures.items())]
+    key = read_idempotency_key(caller, idempotency_key, "openai-images", body)
     return (await runtime.admission.admit(wish, caller, key))[0]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +15,7 @@ from gateway.jobs.model import Job, JobStatus
 from gateway.lora_imports import LoraImport
 from gateway.loras import Lora
 from gateway.presentation import rfc3339
-from gateway.routes.deps import AnyCaller, BaseUrl, Runtime, Trainer
+from gateway.routes.deps import AnyCaller, BaseUrl, IdempotencyHeader, Runtime, Trainer
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
@@ -35,12 +35,10 @@ async def import_lora(
     runtime: Runtime,
     caller: Trainer,
     base_url: BaseUrl,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: IdempotencyHeader = None,
 ) -> JSONResponse:
     """Take a LoRA from an upload or a URL. It is judged, converted where ComfyUI needs that, and published: `status` tells."""
-    key = None
-    if idempotency_key is not None:
-        key = read_idempotency_key(caller, idempotency_key, "import", request.model_dump(mode="json"))
+    key = read_idempotency_key(caller, idempotency_key, "import", request)
     shown = _present_import(request.name, await runtime.lora_imports.admit(request, caller, key), base_url)
     return JSONResponse(shown, 202, headers={"Location": f"{base_url}/v1/loras/{request.name}"})
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 
-from gateway.auth import Caller
 from gateway.bodies import read_idempotency_key
 from gateway.captioning import CaptionRequest
 from gateway.datasets import absent
@@ -18,23 +16,21 @@ from gateway.jobs.events import read_events
 from gateway.jobs.model import EventKind, Job, JobStatus
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import TRAINING
+from gateway.paging import parse_time, present_page
 from gateway.presentation import present_training
-from gateway.routes.deps import BaseUrl, Runtime, Trainer, decode_cursor, encode_cursor, load_own_job, parse_time
+from gateway.routes.deps import BaseUrl, IdempotencyHeader, PageQuery, Runtime, Trainer, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 from gateway.training import TrainingFilter, TrainingRequest
 
 router = APIRouter(prefix="/v1", tags=["trainings"])
 
 
-Key = Annotated[str | None, Header(alias="Idempotency-Key")]
-
-
 @router.post("/trainings", status_code=202, response_class=JSONResponse)
 async def create_training(
-    request: TrainingRequest, runtime: Runtime, caller: Trainer, base_url: BaseUrl, idempotency_key: Key = None
+    request: TrainingRequest, runtime: Runtime, caller: Trainer, base_url: BaseUrl, idempotency_key: IdempotencyHeader = None
 ) -> JSONResponse:
     """Train a LoRA. What would fail late is refused now; `urls.events` shows stages, loss and samples."""
-    key = _read_key(caller, idempotency_key, "training", request)
+    key = read_idempotency_key(caller, idempotency_key, "training", request)
     if (replay := await _find_replay(runtime, key)) is not None:
         return replay
     webhook = await runtime.webhooks.accept(request.webhook, base_url)
@@ -48,22 +44,17 @@ async def caption_dataset(
     caller: Trainer,
     base_url: BaseUrl,
     request: CaptionRequest | None = None,
-    idempotency_key: Key = None,
+    idempotency_key: IdempotencyHeader = None,
 ) -> JSONResponse:
     """Caption the pictures that have no caption of their own, as a job. `urls.events` shows each as it is written."""
     asked = request or CaptionRequest.model_validate({})
-    key = _read_key(caller, idempotency_key, f"captioning {dataset_id}", asked)
+    key = read_idempotency_key(caller, idempotency_key, f"captioning {dataset_id}", asked)
     if (replay := await _find_replay(runtime, key)) is not None:
         return replay
     dataset = await runtime.datasets.load(dataset_id)
     if dataset is None or dataset.caller != caller.id:
         raise absent(dataset_id)
     return await _accept(runtime, await runtime.captionings.admit(dataset, asked, caller, key), base_url, key)
-
-
-def _read_key(caller: Caller, given: str | None, scope: str, request: BaseModel | None = None) -> IdempotencyKey | None:
-    body = request.model_dump(mode="json") if request is not None else None
-    return None if given is None else read_idempotency_key(caller, given, scope, body)
 
 
 async def _find_replay(runtime: RuntimeState, key: IdempotencyKey | None) -> JSONResponse | None:
@@ -92,8 +83,7 @@ async def list_trainings(
     runtime: Runtime,
     caller: Trainer,
     base_url: BaseUrl,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: str | None = None,
+    page: PageQuery,
     object_: Annotated[Literal["training", "captioning"], Query(alias="object")] = "training",
     status: JobStatus | None = None,
     base: str | None = None,
@@ -103,11 +93,8 @@ async def list_trainings(
 ) -> dict[str, Any]:
     """The caller's trainings, newest first. `next_cursor` is null on the last page."""
     wanted = TrainingFilter(object_, status, base, lora, dataset, parse_time(created_after))
-    jobs, position = await runtime.trainings.page(caller, wanted, decode_cursor(cursor), limit)
-    return {
-        "data": [present_training(job, base_url=base_url) for job in jobs],
-        "next_cursor": encode_cursor(position) if position else None,
-    }
+    jobs, position = await runtime.trainings.page(caller, wanted, page.behind, page.limit)
+    return present_page((present_training(job, base_url=base_url) for job in jobs), position)
 
 
 @router.get("/trainings/{job_id}")
@@ -125,9 +112,11 @@ async def cancel_training(job_id: str, runtime: Runtime, caller: Trainer, base_u
 
 
 @router.post("/trainings/{job_id}/resume", status_code=202, response_class=JSONResponse)
-async def resume_training(job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl, idempotency_key: Key = None) -> JSONResponse:
+async def resume_training(
+    job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl, idempotency_key: IdempotencyHeader = None
+) -> JSONResponse:
     """Go on from the newest checkpoint of a training that has ended, as a new job with the same settings and webhook."""
-    key = _read_key(caller, idempotency_key, f"resume {job_id}")
+    key = read_idempotency_key(caller, idempotency_key, f"resume {job_id}", None)
     if (replay := await _find_replay(runtime, key)) is not None:
         return replay
     earlier = await load_own_job(runtime, caller, job_id, "training")

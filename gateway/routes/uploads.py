@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from typing import IO as File
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -16,8 +16,9 @@ from gateway.bodies import check, read_json
 from gateway.errors import PayloadTooLarge, Unprocessable
 from gateway.intake import CONTENT_TYPES, sniff
 from gateway.multipart import Form, read_form
+from gateway.paging import present_page
 from gateway.presentation import rfc3339
-from gateway.routes.deps import AnyCaller, BaseUrl, Runtime, decode_cursor, encode_cursor
+from gateway.routes.deps import AnyCaller, BaseUrl, PageQuery, Runtime
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(prefix="/v1", tags=["uploads"])
@@ -106,23 +107,11 @@ async def _keep(form: Form, runtime: RuntimeState, caller: str) -> Asset:
     return await runtime.assets.put_file(caller, cast(File[bytes], file), content_type, clean_name(part.filename))
 
 
-class UploadList(BaseModel):
-    data: list[dict[str, Any]]
-    next_cursor: str | None
-
-
 @router.get("/uploads")
-async def list_uploads(
-    runtime: Runtime,
-    caller: AnyCaller,
-    base_url: BaseUrl,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    cursor: str | None = None,
-) -> UploadList:
+async def list_uploads(runtime: Runtime, caller: AnyCaller, base_url: BaseUrl, page: PageQuery) -> dict[str, Any]:
     """The caller's uploads, newest first. `next_cursor` is null on the last page."""
-    found, pairs = await runtime.assets.page(caller.id, decode_cursor(cursor), limit)
-    following = encode_cursor(pairs[-1]) if len(pairs) == limit else None
-    return UploadList(data=[present_upload(asset, runtime, base_url) for asset in found], next_cursor=following)
+    found, pairs = await runtime.assets.page(caller.id, page.behind, page.limit)
+    return present_page((present_upload(asset, runtime, base_url) for asset in found), page.last_of(pairs))
 
 
 @router.get("/uploads/{upload_id}")
