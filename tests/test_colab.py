@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 
 import pytest
-from decisions import BASE_MODELS, FILES, GB, LOADING_RAM_BYTES, PRECISIONS, QUANTISING_RAM_BYTES, TOLERANCE, Machine, Wish, decide
+from decisions import GB, LOADING_RAM_BYTES, PRECISIONS, QUANTISING_RAM_BYTES, TOLERANCE, Machine, Wish, decide, read_base_models, size_of
 from installing import REPOSITORY, list_steps, read_versions
 from keeping import Keeper, KeepError
 from machine import read_gpu
@@ -19,7 +18,10 @@ from programs import Program
 from tunnels import read_address
 
 from gateway import presets
+from gateway.models_command import read_models
+from gateway.settings import Settings
 from local.services import find_rclone_program
+from tests.hub_server import running_hub
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "docker" / "colab" / "launch.py"
@@ -55,7 +57,7 @@ def test_a_machine_gets_what_fits_it(machine: Machine, base_model: str, precisio
 
 def test_without_a_gpu_the_small_model_stands_in() -> None:
     plan = decide(NO_GPU, Wish())
-    assert (plan.base_model, plan.comfyui, plan.trainer, plan.files) == ("tinyflux", False, "tiny", ())
+    assert (plan.base_model, plan.comfyui, plan.trainer) == ("tinyflux", False, "tiny")
     assert decide(NO_GPU, Wish(train=False)).trainer == "off"
 
 
@@ -65,6 +67,7 @@ def test_without_a_gpu_the_small_model_stands_in() -> None:
         (Machine(4 * GB, 16 * GB, 100 * GB, "GTX 1650"), Wish(), "GTX 1650 has 4 GB"),
         (Machine(24 * GB, 64 * GB, 20 * GB, "L4"), Wish(), "20 GB are free"),
         (L4, Wish(base_model="sdxl"), "'sdxl'"),
+        (Machine(85 * GB, 179 * GB, 200 * GB, "A100"), Wish(base_model="flux1-dev"), "huggingface.co/black-forest-labs/FLUX.1-dev"),
         (Machine(0, 8 * GB, 2 * GB), Wish(), "2 GB are free"),
     ],
 )
@@ -85,14 +88,17 @@ def test_what_is_missing_for_more_is_said() -> None:
     assert decide(A100_80, Wish(base_model="flux1-dev-fp8")).base_model == "flux1-dev-fp8"
 
 
-def test_the_figures_are_those_of_trainings_and_of_the_catalogue() -> None:
+def test_the_figures_are_those_of_trainings() -> None:
     assert presets.FLUX.gpu_bytes == PRECISIONS
     assert (presets.FLUX.loading_ram_bytes, presets.FLUX.quantising_ram_bytes) == (LOADING_RAM_BYTES, QUANTISING_RAM_BYTES)
     assert presets.TOLERANCE == TOLERANCE
-    catalogue = tomllib.loads((ROOT / "comfy_workflows" / "base_models.toml").read_text())
-    for name, files in BASE_MODELS.items():
-        assert set(files) == set(catalogue[name]["files"].values())
-        assert sum(FILES[file].size_bytes for file in files) == catalogue[name]["size_bytes"]
+
+
+def test_base_models_are_those_of_the_one_table() -> None:
+    catalogue = read_models(Settings())
+    assert set(read_base_models()) == {name for name, model in catalogue.items() if model.sources and model.family == "flux1"}
+    assert all(size_of(name) == catalogue[name].size_bytes for name in read_base_models())
+    assert decide(A100_80, Wish(base_model="flux1-schnell")).base_model == "flux1-schnell"
 
 
 @pytest.mark.parametrize("machine", [T4_HIGH_RAM, L4, A100_40, A100_80])
@@ -113,10 +119,24 @@ def test_every_part_gets_an_environment_of_its_own_and_pinned_versions(tmp_path:
     assert versions["COMFYUI_VERSION"] in steps["comfyui"].command
     assert {"--nvidia", "--skip-manager"} <= set(steps["comfyui"].command)
     assert f"comfy-cli=={versions['COMFY_CLI_VERSION']}" in steps["comfy-cli"].command
-    assert {f"fetch-{name}" for name in BASE_MODELS["flux1-dev-fp8"]} <= set(steps)
     assert Path(steps["simpletuner"].command[1]).is_file()
     assert steps["simpletuner"].env["TORCH_INDEX"] == versions["SIMPLETUNER_TORCH_INDEX"]
     assert not {"comfyui", "simpletuner"} & {step.name for step in list_steps(decide(NO_GPU, Wish()), NO_GPU, tmp_path, versions)}
+
+
+def test_the_base_model_is_pulled_by_the_gateways_own_command(tmp_path: Path) -> None:
+    versions = read_versions((ROOT / "docker" / "versions.env").read_text())
+    (step,) = (step for step in list_steps(decide(L4, Wish()), L4, tmp_path, versions) if step.name == "base-model")
+    program, *arguments = step.command
+    assert program == str(tmp_path / "gateway" / "bin" / "python")
+    model = read_models(Settings())["flux1-dev-fp8"]
+    with running_hub() as hub:
+        hub.files.update({f"{source.repository}/{source.path}": role.encode() * 100 for role, source in model.sources.items()})
+        env = {**os.environ, **step.env, "HF_ENDPOINT": hub.url}
+        subprocess.run([sys.executable, *arguments], env=env, check=True, capture_output=True, timeout=60)
+    models = tmp_path / "ComfyUI" / "models"
+    placed = {role: (models / source.folder / model.files[role]).read_bytes() for role, source in model.sources.items()}
+    assert placed == {role: role.encode() * 100 for role in model.files}
 
 
 def test_a_bare_python_says_what_it_would_do(tmp_path: Path) -> None:

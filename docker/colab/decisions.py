@@ -1,10 +1,13 @@
-"""What a rented machine can do, decided from a description of it. Pure, and the standard library alone: a bare Python reads it.
-The figures of trainings are those of `gateway/presets.py`, the files those of `comfy_workflows/base_models.toml`; a test compares them."""
+"""What a rented machine can do, decided from a description of it. The standard library alone: a bare Python reads it.
+The figures of trainings are those of `gateway/presets.py`, which a test compares; those of base models are read from their one table."""
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 GB = 1_000_000_000
 # A card or a memory of a nominal size shows a little less.
@@ -16,30 +19,10 @@ WORK_BYTES = 10 * GB  # pictures, caches, checkpoints
 BUILT_IN = "tinyflux"
 
 
-class File(NamedTuple):
-    """A model file: where ComfyUI looks for it, and where it comes from on Hugging Face."""
-
-    folder: str
-    repository: str
-    path: str
-    size_bytes: int
-    gated: bool = False
-
-
-FILES = {
-    "flux1-dev.safetensors": File("diffusion_models", "black-forest-labs/FLUX.1-dev", "flux1-dev.safetensors", 23_802_932_552, gated=True),
-    "flux1-dev-fp8.safetensors": File("diffusion_models", "Kijai/flux-fp8", "flux1-dev-fp8.safetensors", 11_901_525_888),
-    "clip_l.safetensors": File("text_encoders", "comfyanonymous/flux_text_encoders", "clip_l.safetensors", 246_144_152),
-    "t5xxl_fp16.safetensors": File("text_encoders", "comfyanonymous/flux_text_encoders", "t5xxl_fp16.safetensors", 9_787_841_024),
-    "t5xxl_fp8_e4m3fn.safetensors": File(
-        "text_encoders", "comfyanonymous/flux_text_encoders", "t5xxl_fp8_e4m3fn.safetensors", 4_893_934_904
-    ),
-    "ae.safetensors": File("vae", "Comfy-Org/Lumina_Image_2.0_Repackaged", "split_files/vae/ae.safetensors", 335_304_388),
-}
-BASE_MODELS = {
-    "flux1-dev": ("flux1-dev.safetensors", "clip_l.safetensors", "t5xxl_fp16.safetensors", "ae.safetensors"),
-    "flux1-dev-fp8": ("flux1-dev-fp8.safetensors", "clip_l.safetensors", "t5xxl_fp8_e4m3fn.safetensors", "ae.safetensors"),
-}
+TABLE = Path(__file__).resolve().parents[2] / "comfy_workflows" / "base_models.toml"
+# Those that the workflow `flux` draws with.
+FAMILY = "flux1"
+WHOLE, SMALL = "flux1-dev", "flux1-dev-fp8"
 # GPU memory, best first.
 PRECISIONS = {"bf16": 30 * GB, "int8": 18 * GB, "int4": 13 * GB, "nf4": 9 * GB}
 LOADING_RAM_BYTES, QUANTISING_RAM_BYTES = 24 * GB, 50 * GB
@@ -78,7 +61,6 @@ class Plan:
     """What is done. `reasons` say why, for people; `refusal` is why nothing can be done at all."""
 
     base_model: str
-    files: tuple[str, ...] = ()
     comfyui: bool = False
     comfyui_flags: tuple[str, ...] = ()
     trainer: str = "off"
@@ -101,8 +83,16 @@ def fits(needed_bytes: int, room_bytes: int) -> bool:
     return needed_bytes * TOLERANCE <= room_bytes
 
 
+@cache
+def read_base_models() -> dict[str, dict[str, Any]]:
+    """Those that can be fetched and drawn with, by name."""
+    table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
+    return {name: said for name, said in table.items() if said["family"] == FAMILY and said.get("sources")}
+
+
 def size_of(base_model: str) -> int:
-    return sum(FILES[name].size_bytes for name in BASE_MODELS.get(base_model, ()))
+    size_bytes: int = read_base_models()[base_model]["size_bytes"]
+    return size_bytes
 
 
 def decide(machine: Machine, wish: Wish) -> Plan:
@@ -113,8 +103,8 @@ def decide(machine: Machine, wish: Wish) -> Plan:
         return _check_disk(machine, Plan(BUILT_IN, trainer=trainer, needs_bytes=6 * GB, tunnel=wish.tunnel, reasons=(reason,)))
     if not fits(LEAST_GPU_BYTES, machine.gpu_bytes):
         return Plan("", refusal=f"{machine.gpu_name} has {say(machine.gpu_bytes)}; Flux needs {say(LEAST_GPU_BYTES)} at the least.")
-    if wish.base_model and wish.base_model not in BASE_MODELS:
-        return Plan("", refusal=f"There is no base model {wish.base_model!r} here; allowed is {', '.join(BASE_MODELS)}.")
+    if refusal := _refuse_wish(machine, wish):
+        return Plan("", refusal=refusal)
     base_model, why_base = choose_base_model(machine, wish)
     flags, why_flags = choose_flags(machine, base_model)
     precision, why_training = choose_precision(machine) if wish.train else ("", "training was not asked for")
@@ -125,7 +115,6 @@ def decide(machine: Machine, wish: Wish) -> Plan:
     needs += SIMPLETUNER_BYTES + TRAINING_BASE_BYTES if precision else 0
     plan = Plan(
         base_model,
-        files=BASE_MODELS[base_model],
         comfyui=True,
         comfyui_flags=flags,
         trainer="simpletuner" if precision else "off",
@@ -138,6 +127,19 @@ def decide(machine: Machine, wish: Wish) -> Plan:
     return _check_disk(machine, plan)
 
 
+def _refuse_wish(machine: Machine, wish: Wish) -> str:
+    """Why the base model that was asked for cannot be had; empty where it can, or where none was asked for."""
+    if not wish.base_model:
+        return ""
+    known = read_base_models()
+    if wish.base_model not in known:
+        return f"There is no base model {wish.base_model!r} here; allowed is {', '.join(known)}."
+    if known[wish.base_model]["gated"] and not machine.has_hf_token:
+        page = f"https://huggingface.co/{known[wish.base_model]['source']}"
+        return f"{wish.base_model} is gated: accept its licence on {page}, and give HF_TOKEN of that account."
+    return ""
+
+
 def choose_base_model(machine: Machine, wish: Wish) -> tuple[str, str]:
     """(base model, why): the whole one where GPU, RAM, disk and token allow."""
     if wish.base_model:
@@ -147,20 +149,20 @@ def choose_base_model(machine: Machine, wish: Wish) -> tuple[str, str]:
         for text, is_there in (
             (f"{say(FULL_GPU_BYTES)} of GPU memory", fits(FULL_GPU_BYTES, machine.gpu_bytes)),
             ("a Hugging Face token", machine.has_hf_token),
-            (f"{say(size_of('flux1-dev'))} of RAM", fits(size_of("flux1-dev"), machine.ram_bytes)),
-            ("the disk", fits(COMFYUI_BYTES + size_of("flux1-dev") + WORK_BYTES, machine.disk_free_bytes)),
+            (f"{say(size_of(WHOLE))} of RAM", fits(size_of(WHOLE), machine.ram_bytes)),
+            ("the disk", fits(COMFYUI_BYTES + size_of(WHOLE) + WORK_BYTES, machine.disk_free_bytes)),
         )
         if not is_there
     ]
     if lacks:
-        return "flux1-dev-fp8", f"flux1-dev-fp8: flux1-dev lacks {', '.join(lacks)}"
-    return "flux1-dev", f"flux1-dev: {machine.gpu_name} has {say(machine.gpu_bytes)}"
+        return SMALL, f"{SMALL}: {WHOLE} lacks {', '.join(lacks)}"
+    return WHOLE, f"{WHOLE}: {machine.gpu_name} has {say(machine.gpu_bytes)}"
 
 
 def choose_flags(machine: Machine, base_model: str) -> tuple[tuple[str, ...], str]:
     """(ComfyUI's start flags, why)."""
     flags, reasons = ["--preview-method", "auto"], list[str]()
-    room = FULL_GPU_BYTES if base_model == "flux1-dev" else FP8_GPU_BYTES
+    room = FP8_GPU_BYTES if base_model == SMALL else FULL_GPU_BYTES
     if not fits(room, machine.gpu_bytes):
         flags.append("--lowvram")
         reasons.append(f"--lowvram: {say(machine.gpu_bytes)} of GPU memory do not hold all of {base_model} at once")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decisions import FILES, Machine, Plan
+from decisions import Machine, Plan
 from tunnels import PROGRAMS
 
 HERE = Path(__file__).resolve().parent
@@ -68,11 +68,9 @@ def list_steps(plan: Plan, machine: Machine, folder: Path, versions: Mapping[str
             Step("comfy-cli", (python_in(folder, "comfyui-env"), *pip, f"comfy-cli=={versions['COMFY_CLI_VERSION']}")),
             Step("comfyui", (*install, "--nvidia", "--cuda-version", versions["CUDA_VERSION"], "--skip-manager"), path),
         ]
-        fetch = str(folder / "gateway" / "bin" / "hf")
-        for name in plan.files:
-            file = FILES[name]
-            to = folder / "downloads" / file.repository.replace("/", "--")
-            steps.append(Step(f"fetch-{name}", (fetch, "download", file.repository, file.path, "--local-dir", str(to))))
+        pull = ("-m", "gateway", "models", "--dir", str(folder / "ComfyUI" / "models"), "pull", plan.base_model)
+        # The plan has left room beside the files already.
+        steps.append(Step("base-model", (python_in(folder, "gateway"), *pull), {"MODELS_MIN_FREE_BYTES": "0"}))
     if plan.install_simpletuner:
         python = "python3.11"
         if not machine.has_python_3_11:
@@ -102,7 +100,8 @@ def install(steps: list[Step], plan: Plan, folder: Path, say: Callable[[str], No
         if step.name == "python3.11":
             link_python(folder / "pythons")
         mark.touch()
-    place_files(plan, folder)
+    if plan.comfyui:
+        place_extension(folder)
     if plan.tunnel != "none":
         fetch_tunnel(plan.tunnel, folder, say)
 
@@ -113,19 +112,11 @@ def link_python(folder: Path) -> None:
     (folder / "python3.11").symlink_to(program)
 
 
-def place_files(plan: Plan, folder: Path) -> None:
-    """The model files under the names that ComfyUI lists, and our extension."""
-    for name in plan.files:
-        file = FILES[name]
-        place = folder / "ComfyUI" / "models" / file.folder / name
-        source = folder / "downloads" / file.repository.replace("/", "--") / file.path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.exists():
-            os.link(source, place)
-    if plan.comfyui:
-        extension = folder / "ComfyUI" / "custom_nodes" / "fluxgate"
-        if not extension.is_symlink():
-            extension.symlink_to(REPOSITORY / "docker" / "comfyui" / "custom_nodes" / "fluxgate")
+def place_extension(folder: Path) -> None:
+    """Our extension, where ComfyUI looks for such."""
+    extension = folder / "ComfyUI" / "custom_nodes" / "fluxgate"
+    if not extension.is_symlink():
+        extension.symlink_to(REPOSITORY / "docker" / "comfyui" / "custom_nodes" / "fluxgate")
 
 
 def fetch_tunnel(kind: str, folder: Path, say: Callable[[str], None]) -> None:
