@@ -115,19 +115,6 @@ class AssetStore:
         """`ttl_s`: how long an asset is kept after it was made or last used; `url_ttl_s`: how long a signed URL lives."""
         self._records, self._storage, self._ttl_ms, self._url_ttl_ms = records, storage, ttl_s * 1000, url_ttl_s * 1000
 
-    async def put_bytes(
-        self,
-        caller: str,
-        content: bytes,
-        content_type: str,
-        name: str | None = None,
-        *,
-        tags: tuple[str, ...] = (),
-        ttl_s: int | None = None,
-    ) -> Asset:
-        """Keep these bytes. See `put_file`."""
-        return await self.put_file(caller, io.BytesIO(content), content_type, name, tags=tags, ttl_s=ttl_s)
-
     async def put_file(
         self,
         caller: str,

@@ -11,6 +11,7 @@ Asset = Literal["image", "video"]
 
 TRIGGER_SLOT = "{trigger}"
 DEFAULT_TEMPLATE = TRIGGER_SLOT
+DEFAULT_VIDEO_FRAMES = 49  # taken of each clip
 # One request, and one dataset. Training on more is another kind of work.
 MAX_FILES = 1000
 

@@ -11,6 +11,7 @@ from gateway.instances import InstanceFacts, InstanceRegistry
 from gateway.jobs.model import Job, JobSpec, JobStatus, now_ms
 from gateway.jobs.records import Item
 from gateway.jobs.store import JobStore
+from gateway.presentation import present_request
 from gateway.pricing import Estimate, compute_cost, estimate, estimate_rest_s, estimate_wait_s, measure_work
 
 
@@ -32,7 +33,7 @@ class Foresight:
         position = await self._store.position_of_next(caller.id, item.spec.priority)
         return {
             "object": "generation.preview",
-            **_present_spec(item.spec),
+            **present_request(item.spec),
             "graph": rendered.graph,
             "cache": cache,
             "cache_job": twin,
@@ -110,15 +111,3 @@ def _view(facts: InstanceFacts, catalog: Any) -> InstanceView:
         lora_files=frozenset(facts.loras),
         catalog=catalog,
     )
-
-
-def _present_spec(spec: JobSpec) -> dict[str, Any]:
-    return {
-        "workflow": spec.workflow,
-        "workflow_version": spec.workflow_version,
-        "base_model": spec.base_model,
-        "parameters": spec.parameters,
-        "seed": spec.seed,
-        "loras": [{"name": lora.name, "weight": lora.weight} for lora in spec.loras],
-        "priority": spec.priority,
-    }

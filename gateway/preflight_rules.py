@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from gateway.buckets import ALIGNMENT_PX, SQUARES_BELOW_PX, Shape, align, count_steps, form_buckets
-from gateway.dataset_records import DEFAULT_TEMPLATE, Asset, DatasetFile, Problem, error, fill_caption, warning
+from gateway.dataset_records import DEFAULT_TEMPLATE, DEFAULT_VIDEO_FRAMES, Asset, DatasetFile, Problem, error, fill_caption, warning
 from gateway.likeness import find_likenesses
 
 FEW_FILES = 5
@@ -33,7 +33,7 @@ class Plan(BaseModel):
     steps: int | None = None
     trigger_word: str | None = None
     caption_template: str = DEFAULT_TEMPLATE
-    video_frames: int = 49  # taken of each clip
+    video_frames: int = DEFAULT_VIDEO_FRAMES
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,19 @@ def present_input(given: JobInput, storage: Storage) -> dict[str, Any]:
     }
 
 
+def present_request(spec: JobSpec) -> dict[str, Any]:
+    """What was decided about a job when it was admitted."""
+    return {
+        "workflow": spec.workflow,
+        "workflow_version": spec.workflow_version,
+        "base_model": spec.base_model,
+        "parameters": spec.parameters,
+        "seed": spec.seed,
+        "loras": [{"name": lora.name, "weight": lora.weight} for lora in spec.loras],
+        "priority": spec.priority,
+    }
+
+
 def present_job(
     job: Job,
     *,
@@ -72,14 +85,8 @@ def present_job(
         "id": job.id,
         "object": "generation",
         "status": job.status.value,
-        "workflow": spec.workflow,
-        "workflow_version": spec.workflow_version,
-        "base_model": spec.base_model,
-        "parameters": spec.parameters,
-        "seed": spec.seed,
-        "loras": [{"name": lora.name, "weight": lora.weight} for lora in spec.loras],
+        **present_request(spec),
         "inputs": [present_input(given, storage) for given in spec.inputs],
-        "priority": spec.priority,
         "metadata": spec.metadata,
         "reproduces": spec.reproduces,
         "batch": spec.batch,

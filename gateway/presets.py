@@ -14,7 +14,6 @@ from gateway.errors import Unprocessable
 
 GB = 1_000_000_000
 PRECISIONS = ("bf16", "int8", "int4", "nf4")
-AUTO = "auto"
 
 
 class Machine(BaseModel):

@@ -15,7 +15,7 @@ from comfy_workflows.catalog import BaseModelInfo, Catalog
 from comfy_workflows.errors import WorkflowError
 from gateway.auth import Caller
 from gateway.bodies import MAX_DEPTH, is_deeper
-from gateway.dataset_records import Dataset
+from gateway.dataset_records import DEFAULT_VIDEO_FRAMES, Dataset
 from gateway.datasets import DatasetStore
 from gateway.errors import NotFound, RedisUnavailable, Unprocessable
 from gateway.hub import HubAccess
@@ -39,7 +39,6 @@ TRAINABLE = ("flux1", "tinyflux", "wan", "hunyuanvideo")
 VIDEO_FAMILIES = ("wan", "hunyuanvideo")
 # Their files name layers as diffusers does. ComfyUI 0.3.64 knows other names there and ignores each key; Flux's it knows in both.
 UNPUBLISHABLE = ("wan", "hunyuanvideo")
-DEFAULT_VIDEO_FRAMES = 49
 MAX_METADATA_BYTES = 16_384
 # All that SimpleTuner 3.1.6 has.
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"]

@@ -126,6 +126,7 @@ FRIENDS = (
     ("gateway.batches", "gateway.admission"),
     ("gateway.foresight", "gateway.admission"),
     ("gateway.foresight", "gateway.dispatch.fleet"),
+    ("gateway.foresight", "gateway.presentation"),
     ("gateway.reproduction", "gateway.admission"),
     ("gateway.warmth", "gateway.admission"),
     ("gateway.warmth", "gateway.dispatch.fleet"),

@@ -10,8 +10,6 @@ import yaml
 from gateway.telemetry import Metrics
 from tests.docker_files import DOCKER
 
-SUFFIXES = ("_total", "_bucket")
-
 
 def list_expressions() -> dict[str, list[str]]:
     dashboard = json.loads((DOCKER / "grafana" / "fluxgate.json").read_text())

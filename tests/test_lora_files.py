@@ -33,7 +33,7 @@ from tests.lora_files import (
 from trainer_worker.lora import LoraLimits, LoraRefused, inspect_lora, open_lora
 from trainer_worker.lora_file import open_tensor_file
 from trainer_worker.lora_flux import FLUX1, TINYFLUX, map_bfl_layers, map_diffusers_layers
-from trainer_worker.lora_publish import convert_lora, publish_lora, published_name, write_lora
+from trainer_worker.lora_publish import publish_lora, published_name, write_lora
 from trainer_worker.lora_tensors import scan_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +104,7 @@ def test_metadata_says_what_the_file_is_and_believes_no_claim_of_ours(tmp_path: 
     }
     for wrong in ({"family": "flux1"}, {"trigger_word": 1}):
         with pytest.raises(ValueError, match="allowed are texts under base_model"):
-            convert_lora(source, tmp_path / "b.safetensors", metadata=wrong)  # type: ignore[arg-type]
+            publish_lora(source, tmp_path, "b", metadata=wrong)  # type: ignore[arg-type]
 
 
 def test_one_lora_has_one_checksum_under_every_naming(tmp_path: Path) -> None:
@@ -271,22 +271,26 @@ def test_what_is_not_finite_is_known_in_every_dtype(dtype: str, item: bytes, fin
 
 
 def test_a_published_file_is_never_replaced(tmp_path: Path) -> None:
-    source, target = write_good(tmp_path), tmp_path / "style.safetensors"
-    first = convert_lora(source, target, metadata={"trigger_word": "TOK"})
-    written = target.stat().st_mtime_ns
-    assert convert_lora(source, target, metadata={"trigger_word": "TOK"}).sha256 == first.sha256
+    source = write_good(tmp_path)
+    first = publish_lora(source, tmp_path, "style", metadata={"trigger_word": "TOK"})
+    written = first.path.stat().st_mtime_ns
+    assert publish_lora(source, tmp_path, "style", metadata={"trigger_word": "TOK"}).sha256 == first.sha256
+    assert first.path.stat().st_mtime_ns == written
+    first.path.write_bytes(b"another's")
     with pytest.raises(LoraRefused) as refused:
-        convert_lora(source, target, metadata={"trigger_word": "OTHER"})
+        publish_lora(source, tmp_path, "style", metadata={"trigger_word": "TOK"})
     assert refused.value.code == "lora_exists"
-    assert target.stat().st_mtime_ns == written
-    assert {path.name for path in tmp_path.iterdir()} == {source.name, target.name}
+    assert first.path.read_bytes() == b"another's"
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, first.path.name}
 
 
 def test_a_link_in_the_place_of_the_target_is_not_followed(tmp_path: Path) -> None:
     source, elsewhere = write_good(tmp_path), tmp_path / "elsewhere.safetensors"
-    (tmp_path / "style.safetensors").symlink_to(elsewhere)
+    target = publish_lora(source, tmp_path, "style", metadata={}).path
+    target.unlink()
+    target.symlink_to(elsewhere)
     with pytest.raises(LoraRefused) as refused:
-        convert_lora(source, tmp_path / "style.safetensors", metadata={})
+        publish_lora(source, tmp_path, "style", metadata={})
     assert refused.value.code == "lora_exists"
     assert not elsewhere.exists()
 

@@ -13,8 +13,8 @@ from tests.test_trainer_checkpoints import cut, write_checkpoint
 from tests.training_parts import make_config
 from trainer_worker.checkpoints import OPTIMIZER_NAME, WEIGHTS_NAME
 from trainer_worker.launch import Launch, find_secrets, pass_environment
-from trainer_worker.trainers import TRAINERS
 from trainer_worker.trainers.simpletuner import SimpleTunerTrainer
+from trainer_worker.trainers.tiny import TinyTrainer
 
 URL = "http://127.0.0.1:1/hook/secret"
 PYTHON = Path("/envs/simpletuner/bin/python")
@@ -137,7 +137,7 @@ def test_what_would_fail_late_is_refused_by_name(tmp_path: Path, changes: dict[s
 
 def test_the_small_trainer_trains_the_small_model_only(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="family is 'flux1'"):
-        TRAINERS["tiny"](Path(sys.executable)).prepare(make_config(tmp_path, family="flux1"), URL)
+        TinyTrainer(Path(sys.executable)).prepare(make_config(tmp_path, family="flux1"), URL)
 
 
 def test_a_trainer_sees_of_our_environment_what_it_needs() -> None:

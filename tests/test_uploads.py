@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from gateway.asset_records import AssetRecords
 from gateway.assets import AssetStore
 from gateway.errors import NotFound, StorageUnavailable, Unprocessable
 from gateway.jobs.model import now_ms
-from gateway.redis_client import RedisClient, connect_redis
+from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 from gateway.storage import Storage
 from local.child import pick_free_port
@@ -23,20 +24,13 @@ from tests.conftest import S3Access
 from tests.dataset_api import DATASETS, Datasets, Json, read_error
 from tests.dataset_files import picture, zip_of
 
-pytest_plugins = ["tests.dataset_fixtures"]
+pytest_plugins = ["tests.dataset_fixtures", "tests.store_fixtures"]
 
 UPLOADS = "/v1/uploads"
 CALLER, OTHER = "ann", "bob"
 
 
 # -- the store -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def redis_client(redis_url: str) -> AsyncIterator[RedisClient]:
-    client = connect_redis(redis_url)
-    yield client
-    await client.aclose(close_connection_pool=True)
 
 
 @pytest.fixture
@@ -60,7 +54,7 @@ async def send(url: str, body: bytes, headers: dict[str, str]) -> httpx.Response
 
 async def test_what_was_put_is_read_and_found_by_both_hashes(assets: AssetStore) -> None:
     body = picture(1)
-    asset = await assets.put_bytes(CALLER, body, "image/png; charset=x", "a.png", tags=("input",))
+    asset = await assets.put_file(CALLER, io.BytesIO(body), "image/png; charset=x", "a.png", tags=("input",))
     assert (asset.status, asset.name, asset.content_type, asset.size_bytes, asset.tags) == (
         "ready",
         "a.png",
@@ -78,7 +72,7 @@ async def test_what_was_put_is_read_and_found_by_both_hashes(assets: AssetStore)
 
 
 async def test_equal_bytes_of_one_caller_lie_there_once_until_the_last_of_them_goes(assets: AssetStore, storage: Storage) -> None:
-    one, two = [await assets.put_bytes(CALLER, b"same", "text/plain", name) for name in ("one", "two")]
+    one, two = [await assets.put_file(CALLER, io.BytesIO(b"same"), "text/plain", name) for name in ("one", "two")]
     three = await assets.again(one, "three")
     assert one.key == two.key == three.key
     assert len({one.id, two.id, three.id}) == 3
@@ -93,7 +87,7 @@ async def test_equal_bytes_of_one_caller_lie_there_once_until_the_last_of_them_g
 
 
 async def test_two_callers_share_nothing(assets: AssetStore) -> None:
-    one, two = [await assets.put_bytes(caller, b"same", "text/plain") for caller in (CALLER, OTHER)]
+    one, two = [await assets.put_file(caller, io.BytesIO(b"same"), "text/plain") for caller in (CALLER, OTHER)]
     assert one.key != two.key
     assert one.blake3
     assert (found := await assets.find(OTHER, blake3=one.blake3)) is not None
@@ -105,7 +99,7 @@ async def test_two_callers_share_nothing(assets: AssetStore) -> None:
 
 
 async def test_puts_of_the_same_at_once_leave_one_object(assets: AssetStore, storage: Storage) -> None:
-    made = await asyncio.gather(*(assets.put_bytes(CALLER, b"same", "text/plain") for _ in range(8)))
+    made = await asyncio.gather(*(assets.put_file(CALLER, io.BytesIO(b"same"), "text/plain") for _ in range(8)))
     await assets.collect()
     assert len({asset.key for asset in made}) == 1
     assert await assets.read(made[0]) == b"same"
@@ -144,8 +138,8 @@ async def test_first_uses_at_once_agree(assets: AssetStore) -> None:
 
 async def test_what_nobody_used_goes(redis_client: RedisClient, storage: Storage, assets: AssetStore) -> None:
     brief = AssetStore(AssetRecords(redis_client), storage, ttl_s=0, url_ttl_s=60)
-    gone = await brief.put_bytes(CALLER, b"gone", "text/plain")
-    kept = await assets.put_bytes(CALLER, b"kept", "text/plain", ttl_s=0)
+    gone = await brief.put_file(CALLER, io.BytesIO(b"gone"), "text/plain")
+    kept = await assets.put_file(CALLER, io.BytesIO(b"kept"), "text/plain", ttl_s=0)
     await AssetRecords(redis_client).touch(kept.id, kept.created_ms + 3_600_000)
     with pytest.raises(NotFound):
         await assets.load(CALLER, gone.id)
@@ -162,7 +156,7 @@ async def test_an_object_that_may_have_been_written_is_garbage_in_time(redis_cli
     gone = Storage(Settings.model_validate({"s3_endpoint_url": f"http://127.0.0.1:{pick_free_port()}", "s3_bucket": s3.bucket, **keys}))
     broken = AssetStore(AssetRecords(redis_client), gone, ttl_s=3600, url_ttl_s=60)
     with pytest.raises(StorageUnavailable):
-        await broken.put_bytes(CALLER, b"x", "text/plain")
+        await broken.put_file(CALLER, io.BytesIO(b"x"), "text/plain")
     gone.close()
     ((key, due_ms),) = await redis_client.zrange("fluxgate:garbage", 0, -1, withscores=True)
     assert key.startswith(b"assets/")

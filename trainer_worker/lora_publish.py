@@ -47,21 +47,14 @@ def published_name(name: str, sha256: str) -> str:
     return f"{name}-{sha256[:8]}{EXTENSION}"
 
 
-def convert_lora(
-    source: Path, target: Path, *, metadata: Mapping[str, str], family: str | None = None, limits: LoraLimits | None = None
-) -> PublishedLora:
-    """Write `source` to the new file `target`. Keys of `metadata`: base_model, trigger_word, training, settings. Raises LoraRefused.
-
-    A target of the same bytes is left as it is; one of other bytes is never replaced. OSError where the folder cannot be written.
-    """
-    with write_beside(source, target.parent, metadata, family, limits) as (temporary, published):
-        return settle(temporary, published, target)
-
-
 def publish_lora(
     source: Path, folder: Path, name: str, *, metadata: Mapping[str, str], family: str | None = None, limits: LoraLimits | None = None
 ) -> PublishedLora:
-    """The same into `folder`, under published_name of the new file's own sha256."""
+    """Write `source` into `folder`, under published_name of the new file's own sha256. Raises LoraRefused.
+
+    Keys of `metadata`: base_model, trigger_word, training, settings. A file that is there already is left as it is when it has the
+    same bytes, and never replaced when it has others. OSError where the folder cannot be written.
+    """
     published_name(name, "0" * 64)  # a bad name is told before the work
     with write_beside(source, folder, metadata, family, limits) as (temporary, published):
         return settle(temporary, published, folder / published_name(name, published.sha256))

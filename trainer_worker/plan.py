@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gateway.dataset_records import DEFAULT_VIDEO_FRAMES
 from gateway.jobs.model import Job
 from gateway.settings import Settings
 from trainer_worker.config import TrainingConfig
 from trainer_worker.trainers import Trainer
 from trainer_worker.trainers.simpletuner import SimpleTunerTrainer
 from trainer_worker.trainers.tiny import TinyTrainer
-
-DEFAULT_VIDEO_FRAMES = 49
 
 
 def choose_trainer(settings: Settings) -> Trainer:

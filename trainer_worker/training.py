@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.dataset_records import Dataset
+from gateway.dataset_records import DEFAULT_VIDEO_FRAMES, Dataset
 from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.jobs.model import Job, JobError, JobStatus
 from gateway.preflight import inspect
@@ -19,7 +19,7 @@ from trainer_worker.config import TrainingConfig
 from trainer_worker.dataset import write_dataset
 from trainer_worker.held import Held
 from trainer_worker.machine import measure
-from trainer_worker.plan import DEFAULT_VIDEO_FRAMES, base_path_of, choose_trainer, find_base_fault, plan_training
+from trainer_worker.plan import base_path_of, choose_trainer, find_base_fault, plan_training
 from trainer_worker.process import Limits
 from trainer_worker.progress import TrainerEvent
 from trainer_worker.publish import describe_training, publish

@@ -20,8 +20,6 @@ MODEL_DIR = Path(__file__).parent / "model"
 LORA_DIR = Path(__file__).parent / "loras"
 TRANSFORMER_FILE = MODEL_DIR / "transformer" / "diffusion_pytorch_model.safetensors"
 CODEC_FILE = MODEL_DIR / "vae" / "diffusion_pytorch_model.safetensors"
-T5_FILE = MODEL_DIR / "text_encoder_2" / "model.safetensors"
-CLIP_FILE = MODEL_DIR / "text_encoder" / "model.safetensors"
 TOKENIZER_FILE = MODEL_DIR / "tokenizer" / "tokenizer.json"
 
 NetworkType = TypeVar("NetworkType", bound=nn.Module)

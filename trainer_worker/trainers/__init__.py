@@ -1,4 +1,4 @@
-"""The trainers there are, and what each must be able to do."""
+"""What each trainer must be able to do. Which one a deployment has: `trainer_worker.plan.choose_trainer`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Protocol
 
 from trainer_worker.config import TrainingConfig
 from trainer_worker.launch import Launch
-from trainer_worker.trainers.simpletuner import SimpleTunerTrainer
-from trainer_worker.trainers.tiny import TinyTrainer
 
 
 class Trainer(Protocol):
@@ -25,6 +23,3 @@ class Trainer(Protocol):
     def find_checkpoints(self, config: TrainingConfig) -> list[tuple[int, Path]]:
         """(step, folder) of the checkpoints that can be continued from, newest first."""
         ...
-
-
-TRAINERS: dict[str, type[SimpleTunerTrainer] | type[TinyTrainer]] = {"simpletuner": SimpleTunerTrainer, "tiny": TinyTrainer}

@@ -145,3 +145,17 @@ local function close(id, now, ttl_s, succeeded)
   if facts[5] then leave_batch(id, facts[5], facts[6], facts[7], now, ttl_s) end
   for _, name in ipairs({key, 'fluxgate:graph:' .. id, 'fluxgate:events:' .. id}) do redis.call('EXPIRE', name, ttl_s) end
 end
+
+-- The jobs of a set by time whose time has come, earliest first; nobody else is given them for `pause_ms`. Those without a record are dropped.
+local function take_due(set, now, pause_ms, limit)
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', set, '-inf', now, 'LIMIT', 0, tonumber(limit))) do
+    if redis.call('EXISTS', job_key(id)) == 1 then
+      redis.call('ZADD', set, now + tonumber(pause_ms), id)
+      found[#found + 1] = id
+    else
+      redis.call('ZREM', set, id)
+    end
+  end
+  return found
+end
