@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+import zlib
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from gateway.redis_client import RedisClient, translate_redis
 # Facts that nobody renewed for this long are those of an instance nobody watches any more.
 FACTS_TTL_S = 20
 RECENT_S = 1.0
+CATALOG_TTL_S = 24 * 3600
 
 Catalog = dict[str, dict[str, list[str]]]  # node class -> combo input -> choices
 
@@ -139,9 +142,31 @@ class InstanceRegistry:
             await pipeline.execute()
 
     @translate_redis
-    async def publish_catalog(self, instance: str, version: str, catalog: Catalog) -> None:
-        await self._redis.set(f"fluxgate:catalog:{instance}", json.dumps(catalog), ex=24 * 3600)
+    async def publish_catalog(self, instance: str, version: str, catalog: Catalog, object_info: dict[str, Any]) -> None:
+        """What an instance has: the part that placement asks about, and the whole, which alike instances share."""
+        whole = await asyncio.to_thread(lambda: zlib.compress(json.dumps(object_info).encode()))
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.set(f"fluxgate:catalog:{instance}", json.dumps(catalog), ex=CATALOG_TTL_S)
+            pipeline.set(f"fluxgate:object_info:{version}", whole, ex=CATALOG_TTL_S)
+            await pipeline.execute()
         self._catalogs[instance] = (version, catalog)
+
+    @translate_redis
+    async def keep_catalog(self, instance: str, version: str) -> bool:
+        """It is still so; False when that was forgotten meanwhile, and has to be published again."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.expire(f"fluxgate:catalog:{instance}", CATALOG_TTL_S)
+            pipeline.expire(f"fluxgate:object_info:{version}", CATALOG_TTL_S)
+            return all(await pipeline.execute())
+
+    @translate_redis
+    async def object_info(self, version: str) -> dict[str, Any] | None:
+        """The whole node catalogue of the instances with this version."""
+        raw = await self._redis.get(f"fluxgate:object_info:{version}")
+        if raw is None:
+            return None
+        found: dict[str, Any] = await asyncio.to_thread(lambda: json.loads(zlib.decompress(raw)))
+        return found
 
     @translate_redis
     async def all(self) -> list[InstanceFacts]:

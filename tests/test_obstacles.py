@@ -39,7 +39,7 @@ async def test_what_a_job_waits_for(
     registry = InstanceRegistry(redis_client)
     for name, (state, catalog) in fleet.items():
         if catalog is not None:
-            await registry.publish_catalog(name, "1", catalog)
+            await registry.publish_catalog(name, "1", catalog, {})
         await registry.publish(InstanceFacts(id=name, url=f"http://{name}", state=state, catalog_version="1"))
     obstacle = await find_obstacle(JOB, registry)
     assert (obstacle.reason if obstacle else None) == reason

@@ -175,10 +175,12 @@ class Instance:
         return True
 
     async def _refresh_catalog(self, registry: InstanceRegistry) -> None:
-        catalog = reduce_catalog(await self.client.object_info())
+        object_info = await self.client.object_info()
+        catalog = reduce_catalog(object_info)
         version = hashlib.sha256(json.dumps(catalog, sort_keys=True).encode()).hexdigest()[:12]
-        if version != self._facts.catalog_version or self.catalog is None:
-            await registry.publish_catalog(self.id, version, catalog)
+        is_known = version == self._facts.catalog_version and self.catalog is not None
+        if not is_known or not await registry.keep_catalog(self.id, version):
+            await registry.publish_catalog(self.id, version, catalog, object_info)
             self._facts.catalog_version = version
         self.catalog = catalog
 
