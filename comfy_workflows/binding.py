@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from comfy_workflows.errors import BrokenWorkflow, find_nearest, quote
+from comfy_workflows.errors import MOST_FAULTS_SHOWN, BrokenWorkflow, find_nearest, quote
 from comfy_workflows.expressions import Expression, ExpressionError, is_expression
-from comfy_workflows.graph import LORA_LOADERS, Graph, find_by_title, is_link, title_of
+from comfy_workflows.graph import LARGEST_NUMBER, LORA_LOADERS, Graph, find_by_title, is_link, title_of
 from comfy_workflows.parameters import Parameter
 
 # What every expression may read besides the workflow's own parameters.
@@ -29,6 +29,8 @@ class Binding:
         # A list would be taken for a link and an object for a wrapped one: neither may come out of a request.
         if not isinstance(value, str | int | float):
             raise ExpressionError(f"gives {quote(value)}; an input takes text, a number or a boolean")
+        if isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
+            raise ExpressionError(f"gives {quote(value)}, which is no number ComfyUI takes")
         if isinstance(value, float) and value - value != 0:
             raise ExpressionError(f"gives {value}, which JSON cannot hold")
         return value
@@ -50,6 +52,8 @@ def bind(
         except BrokenWorkflow as error:
             problems += [f"bindings.toml: {target!r}: {problem}" for problem in error.details["problems"]]
             hint = hint or error.hint
+        if len(problems) >= MOST_FAULTS_SHOWN:
+            break
     if not problems:
         problems += _find_unused_parameters(bindings, parameters)
     if problems:

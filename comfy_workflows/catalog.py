@@ -31,6 +31,16 @@ class Catalog:
         found = {path.name: load_workflow(path, base_models) for folder in chosen for path in find_workflow_folders(folder)}
         return cls(found, base_models)
 
+    def put(self, workflow: Workflow) -> None:
+        """Add a workflow, or replace the one of its name."""
+        self._workflows[workflow.name] = workflow
+
+    def drop(self, name: str) -> None:
+        self._workflows.pop(name, None)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._workflows
+
     def names(self) -> list[str]:
         return sorted(self._workflows)
 

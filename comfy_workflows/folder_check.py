@@ -25,6 +25,7 @@ class Report:
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
     hint: str | None = None
+    graphs: tuple[tuple[str, Graph], ...] = ()  # as exported, and as requests make them
 
 
 def check_folder(folder: Path, base_models: Mapping[str, BaseModelInfo], object_info: ObjectInfo | None = None) -> Report:
@@ -49,7 +50,7 @@ def check_folder(folder: Path, base_models: Mapping[str, BaseModelInfo], object_
             for problem in found:
                 problems.setdefault(str(problem), name)
             notes |= dict.fromkeys(f"not on this ComfyUI: {file.value} ({file.class_type}.{file.input})" for file in missing)
-    return Report(folder, workflow, tuple(f"{name}: {text}" for text, name in problems.items()), tuple(notes))
+    return Report(folder, workflow, tuple(f"{name}: {text}" for text, name in problems.items()), tuple(notes), graphs=tuple(graphs))
 
 
 def _list_faults(error: WorkflowError) -> list[str]:

@@ -14,6 +14,9 @@ from comfy_workflows.node_types import LITERAL_TYPES, NodeType, ObjectInfo, find
 # {node id: {"class_type": str, "inputs": {name: literal | [node id, slot]}, "_meta": {"title": str}}}
 Graph = dict[str, Any]
 
+# Numbers are less than this, of either sign: seeds take 64 bits.
+LARGEST_NUMBER = 2**64
+
 # The outputs of the loaders that can be chained, by slot: the input that each one passes on.
 LORA_LOADERS = {"LoraLoaderModelOnly": ("model",), "LoraLoader": ("model", "clip")}
 

@@ -76,12 +76,12 @@ class Parameter(BaseModel):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)
     type: ParameterType
-    help: str = ""
+    help: str = Field(default="", max_length=2000)
     default: StrictStr | StrictBool | StrictInt | StrictFloat | None = None
     minimum: StrictInt | StrictFloat | None = None
     maximum: StrictInt | StrictFloat | None = None
     multiple_of: int | None = Field(default=None, gt=0)
-    choices: tuple[str, ...] = ()
+    choices: tuple[Annotated[str, Field(max_length=500)], ...] = Field(default=(), max_length=1000)
     min_length: int | None = Field(default=None, ge=0)
     max_length: int | None = Field(default=None, ge=0)
     max_pixels: int | None = Field(default=None, ge=64 * 64)

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
+from comfy_workflows.catalog import Catalog
 from comfy_workflows.errors import MOST_FAULTS_SHOWN, EditorGraph, InvalidGraph, MissingAsset, find_nearest, quote, shorten
-from comfy_workflows.graph import Graph, Problem, check_structure, is_link, title_of
+from comfy_workflows.graph import LARGEST_NUMBER, Graph, Problem, check_structure, is_link, title_of
+from comfy_workflows.workflow import Workflow
 
 MAX_NODES = 1000
 MAX_TITLE = 200
@@ -24,7 +27,6 @@ _INPUT_NAME = re.compile(r"[A-Za-z0-9_ :.\-]{1,128}")
 # ComfyUI reads `name [output]` as a file of that folder.
 _ANNOTATED = re.compile(r"\[\w*\]\s*$")
 _ABSOLUTE = re.compile(r"\s*([/\\~]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.\-]*:/)")
-_LARGEST_NUMBER = 2**64
 PREFIX_INPUTS = ("filename_prefix", "prefix")
 
 
@@ -73,6 +75,27 @@ def prepare_raw(workflow: Any, rules: RawRules, *, job_id: str) -> tuple[Graph, 
         raise _refuse(problems)
     assets = list(_find_assets(graph, rules))
     return {node_id: _clean_node(node, job_id) for node_id, node in graph.items()}, assets
+
+
+def judge_graph(graph: Graph, rules: RawRules) -> list[Problem]:
+    """What is wrong with a graph that names no assets, as a workflow's. Raises InvalidGraph, EditorGraph for what is no graph at all."""
+    graph = _read_shape(graph)
+    return _judge_names(graph) or check_structure(graph) or list(islice(_judge_nodes(graph, rules), MOST_FAULTS_SHOWN))
+
+
+def judge_bindings(workflow: Workflow, rules: RawRules) -> list[str]:
+    """Bindings by which a request could name a file of its own: what it says there is judged by nobody."""
+    pictures = {image.name for image in workflow.images}
+    texts = {name for name, parameter in workflow.parameters.items() if parameter.type == "string"}
+    problems: list[str] = []
+    for binding in workflow.bindings:
+        read = binding.expression.names if binding.expression else frozenset()
+        names_file = (workflow.graph[binding.node_id]["class_type"], binding.input) in rules.files
+        if names_file and read and not (len(read) == 1 and read <= pictures):
+            problems.append(f"bindings.toml: {binding.target!r}: this input names a file; bind one parameter of type image")
+        elif binding.input in PREFIX_INPUTS and read & texts:
+            problems.append(f"bindings.toml: {binding.target!r}: a text of a request cannot become part of a path")
+    return problems
 
 
 def _read_shape(workflow: Any) -> Graph:
@@ -131,7 +154,9 @@ def _judge_nodes(graph: Graph, rules: RawRules) -> Iterator[Problem]:
         title = _clean_title(node)
         if class_type not in rules.classes:
             nearest = find_nearest(class_type, rules.classes)
-            said = f"the node class {quote(class_type)} is not allowed in raw graphs here" + (f" (nearest: {nearest})" if nearest else "")
+            said = f"the node class {quote(class_type)} is not allowed in callers' graphs here" + (
+                f" (nearest: {nearest})" if nearest else ""
+            )
             yield Problem(node_id, title, shorten(class_type), None, "class_not_allowed", said)
             continue
         for name, value in node["inputs"].items():
@@ -144,7 +169,7 @@ def _judge_value(class_type: str, name: str, value: Any, rules: RawRules) -> tup
     names_file = (class_type, name) in rules.files
     if is_link(value):
         # A text that another node makes cannot be judged here.
-        return ("link_not_allowed", "this input takes no link in raw graphs") if names_file or name in PREFIX_INPUTS else None
+        return ("link_not_allowed", "this input takes no link") if names_file or name in PREFIX_INPUTS else None
     if _is_reference(value):
         return None if names_file else ("asset_not_allowed", "this input takes no asset")
     if isinstance(value, str):
@@ -152,7 +177,7 @@ def _judge_value(class_type: str, name: str, value: Any, rules: RawRules) -> tup
     if isinstance(value, dict):
         # ComfyUI unwraps {"__value__": ...}, and nothing else of this kind has a meaning.
         return "invalid_input_type", "an object is no value; only links, texts, numbers, true, false, null and assets are"
-    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= _LARGEST_NUMBER):
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= LARGEST_NUMBER):
         return "invalid_input_type", f"{quote(value)} is no number ComfyUI takes"
     return ("invalid_input_type", f"{quote(value)} is no text") if names_file or name in PREFIX_INPUTS else None
 
@@ -208,6 +233,7 @@ def _clean_title(node: Mapping[str, Any]) -> str | None:
     return title if title and len(title) <= MAX_TITLE and title.isprintable() else None
 
 
-def list_classes(graphs: Iterable[Graph]) -> set[str]:
-    """Every node class of some graphs."""
-    return {str(node["class_type"]) for graph in graphs for node in graph.values()}
+def allow_nodes(catalog: Catalog, more: Iterable[str] = ()) -> RawRules:
+    """The rules that ship, with the classes of a catalogue's own workflows and further ones."""
+    graphs = (catalog.get(name).graph for name in catalog.names())
+    return read_rules().with_classes(*(str(node["class_type"]) for graph in graphs for node in graph.values()), *more)

@@ -22,6 +22,8 @@ from comfy_workflows.graph import Graph, check_structure, find_by_title, find_si
 from comfy_workflows.parameters import Parameter
 from comfy_workflows.request_model import MAX_LORAS, LoraRequest, build_request_model, explain
 
+FILES = ("graph.json", "bindings.toml", "example.json")
+MOST_DOTS = 100
 EXPORT_HINT = (
     "export it in API format: in the editor choose the menu Workflow -> Export (API); "
     "in older versions enable the Dev mode options in the settings, then press Save (API Format)"
@@ -122,23 +124,23 @@ class _BindingFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    title: str
-    description: str = ""
-    families: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    parameters: dict[str, dict[str, Any]] = {}
-    bindings: dict[str, str | bool | int | float]
+    title: str = Field(max_length=200)
+    description: str = Field("", max_length=5000)
+    families: tuple[str, ...] = Field((), max_length=100)
+    outputs: tuple[str, ...] = Field((), max_length=100)
+    parameters: dict[str, dict[str, Any]] = Field({}, max_length=100)
+    bindings: dict[str, str | bool | int | float] = Field(max_length=500)
     loras: _Loras | None = None
 
 
 def load_workflow(folder: Path, base_models: Mapping[str, BaseModelInfo]) -> Workflow:
     """Reads and compiles one folder. Raises BrokenWorkflow with all problems of the first stage that has any."""
     name = folder.name
-    graph_bytes, bindings_bytes = _read_bytes(folder, "graph.json"), _read_bytes(folder, "bindings.toml")
+    graph_bytes, bindings_bytes, example_bytes = (_read_bytes(folder, file) for file in FILES)
     graph = _read_graph(name, graph_bytes)
     file = _read_bindings(name, bindings_bytes)
     parameters = _read_parameters(name, file)
-    example = _read_example(name, _read_bytes(folder, "example.json"))
+    example = _read_example(name, example_bytes)
     lora_node_id = _find_lora_node(name, graph, file)
     fitting = {key: known for key, known in base_models.items() if not file.families or known.family in file.families}
     choices = list(fitting) if file.families else []
@@ -146,7 +148,7 @@ def load_workflow(folder: Path, base_models: Mapping[str, BaseModelInfo]) -> Wor
         name=name,
         title=file.title,
         description=file.description,
-        version=hashlib.sha256(graph_bytes + bindings_bytes).hexdigest()[:12],
+        version=hashlib.sha256(b"\0".join((graph_bytes, bindings_bytes, example_bytes))).hexdigest()[:12],
         families=file.families,
         parameters=parameters,
         graph=graph,
@@ -198,11 +200,14 @@ def _read_example(workflow: str, content: bytes) -> dict[str, Any]:
 
 
 def _read_bindings(workflow: str, content: bytes) -> _BindingFile:
+    # tomllib's memory grows with the square of a dotted key's length: 180 KB of `a.a.a` take 32 GB.
+    if any(line.count(b".") > MOST_DOTS for line in content.splitlines()):
+        raise BrokenWorkflow(workflow, [f"bindings.toml: a line holds more than {MOST_DOTS} dots"])
     try:
         return _BindingFile.model_validate(tomllib.loads(content.decode("utf-8")))
     except ValidationError as error:
         raise BrokenWorkflow(workflow, _describe_faults("", error)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenWorkflow(workflow, [f"bindings.toml: {error}"]) from error
 
 

@@ -28,6 +28,7 @@ from gateway.reuse import reuse_result
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
+from gateway.workflow_edits import WorkflowEdits
 
 Resolver = Callable[[Sequence[str]], Awaitable[list[Lora]]]
 
@@ -91,15 +92,23 @@ class Admission:
         loras: LoraRegistry,
         registry: InstanceRegistry,
         metrics: Metrics,
+        edits: WorkflowEdits,
     ) -> None:
         self._settings, self._catalog, self._store, self._storage = settings, catalog, store, storage
         self._inputs, self._loras, self._registry, self._metrics = inputs, loras, registry, metrics
+        self._edits = edits
 
     def workflow(self, name: str | None) -> Workflow:
         try:
             return self._catalog.get(name or self._settings.default_workflow)
         except WorkflowError as error:
             raise translate_workflow_error(error) from error
+
+    async def find_workflow(self, name: str | None) -> Workflow:
+        """The same, be it that another process has put it in place a moment ago."""
+        if name is not None:
+            await self._edits.learn_of(name)
+        return self.workflow(name)
 
     async def admit(self, wish: Wish, caller: Caller, key: IdempotencyKey | None = None) -> tuple[Job, bool]:
         """Check, render, store. The job is queued, or answered from the cache, when this returns.
@@ -146,9 +155,9 @@ class Admission:
         form = json.dumps([spec.caller, spec.parameters.get("output_format"), spec.parameters.get("quality")])
         return hashlib.sha256(alike + form.encode()).hexdigest()
 
-    async def prepare(self, wish: Wish, caller: Caller, loras: Resolver | None = None) -> Rendered:
-        """Everything but storing: what `admit` would run. `loras` remembers names for whoever prepares many."""
-        workflow = self.workflow(wish.workflow)
+    async def prepare(self, wish: Wish, caller: Caller, loras: Resolver | None = None, workflow: Workflow | None = None) -> Rendered:
+        """Everything but storing: what `admit` would run. Whoever prepares many remembers `loras` and the `workflow`."""
+        workflow = workflow or await self.find_workflow(wish.workflow)
         job_id = new_job_id()
         try:
             filled = workflow.fill(wish.parameters, default_base_model=self._settings.default_base_model, draw_seed=_draw_seed)

@@ -33,6 +33,7 @@ from gateway.routes import (
     trainings,
     uploads,
     webhooks,
+    workflows,
 )
 from gateway.runtime import load_catalog, open_runtime
 from gateway.settings import Settings
@@ -58,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     install_error_handlers(app)
     app.include_router(generations.router)
     app.include_router(_workflow_router(settings))
+    app.include_router(generations.further)
     app.include_router(reproductions.router)
     app.include_router(events.router)
     app.include_router(tickets.router)
@@ -65,6 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(batches.router)
     app.include_router(datasets.router)
     app.include_router(catalog.router)
+    app.include_router(workflows.router)
     app.include_router(models.router)
     app.include_router(loras.router)
     app.include_router(trainings.router)

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from comfy_workflows.workflow import Workflow
 from gateway.admission import Admission, Wish
 from gateway.auth import Caller
 from gateway.batch_request import BatchRequest, Entry
@@ -158,6 +159,8 @@ class _Preparation:
         self._admission, self._request, self._caller = admission, request, caller
         self._webhook, self._batch_id = webhook, batch_id
         self._loras: dict[tuple[str, ...], list[Lora]] = {}
+        # An admin may put another version in place meanwhile: all items are of one.
+        self._workflows: dict[str | None, Workflow] = {}
         self._combos: set[tuple[str, str]] = set()
         self._runnable: set[object] = set()
 
@@ -182,9 +185,12 @@ class _Preparation:
 
     async def _prepare_one(self, index: int, entry: Entry) -> Item:
         request = self._request
-        self._refuse_fetching(entry)
+        if entry.workflow not in self._workflows:
+            self._workflows[entry.workflow] = await self._admission.find_workflow(entry.workflow)
+        workflow = self._workflows[entry.workflow]
+        self._refuse_fetching(workflow, entry)
         wish = Wish(entry.workflow, entry.parameters, request.priority, entry.metadata, request.cache, request.timeout_s, self._webhook)
-        rendered = await self._admission.prepare(wish, self._caller, self._resolve)
+        rendered = await self._admission.prepare(wish, self._caller, self._resolve, workflow)
         needs = self._admission.beside_published(rendered)
         kind = needs.classes, tuple(choice for choice in needs.choices if choice[:2] in self._combos)
         if kind not in self._runnable:
@@ -193,9 +199,10 @@ class _Preparation:
         item = self._admission.seal(rendered, wish)
         return item._replace(spec=item.spec.model_copy(update={"batch": self._batch_id, "batch_index": index}))
 
-    def _refuse_fetching(self, entry: Entry) -> None:
+    @staticmethod
+    def _refuse_fetching(workflow: Workflow, entry: Entry) -> None:
         """A thousand items are not a thousand downloads: pictures are uploaded before."""
-        for parameter in self._admission.workflow(entry.workflow).images:
+        for parameter in workflow.images:
             given = entry.parameters.get(parameter.name)
             if isinstance(given, str) and given.startswith(("http://", "https://", "data:")):
                 raise Unprocessable(

@@ -67,16 +67,27 @@ class ShallowBody(BaseModel):
         return body
 
 
-def _fit_metadata(value: dict[str, Any]) -> dict[str, Any]:
+def _measure_json(value: dict[str, Any]) -> int:
+    """Bytes. Raises ValueError for what cannot be written again."""
     try:
-        size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+        return len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
     except (UnicodeEncodeError, ValueError, RecursionError):
-        raise ValueError("metadata must be plain JSON: no lone surrogates, NaN or infinity") from None
+        raise ValueError("must be plain JSON: no lone surrogates, NaN or infinity") from None
+
+
+def _require_json(value: dict[str, Any]) -> dict[str, Any]:
+    _measure_json(value)
+    return value
+
+
+def _fit_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    size = _measure_json(value)
     if size > MAX_METADATA_BYTES:
         raise ValueError(f"metadata is {size} bytes; at most {MAX_METADATA_BYTES} are allowed")
     return value
 
 
+PlainJson = Annotated[dict[str, Any], AfterValidator(_require_json)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_fit_metadata), Field(description="Yours; returned as it is.")]
 
 

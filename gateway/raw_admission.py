@@ -10,7 +10,7 @@ from typing import Any
 from comfy_workflows.catalog import Catalog
 from comfy_workflows.errors import MissingAsset, WorkflowError
 from comfy_workflows.graph import Graph
-from comfy_workflows.raw import AssetUse, list_classes, prepare_raw, read_rules
+from comfy_workflows.raw import AssetUse, RawRules, prepare_raw
 from gateway.admission import Admission, needs_of, translate_workflow_error, without_names
 from gateway.assets import AssetStore
 from gateway.auth import Caller
@@ -52,11 +52,11 @@ class RawAdmission:
         assets: AssetStore,
         inputs: Inputs,
         admission: Admission,
+        rules: RawRules,
     ) -> None:
         self._settings, self._catalog, self._store, self._storage = settings, catalog, store, storage
         self._assets, self._inputs, self._admission = assets, inputs, admission
-        own = list_classes(catalog.get(name).graph for name in catalog.names())
-        self._rules = read_rules().with_classes(*own, *settings.raw_nodes)
+        self._rules = rules
 
     async def admit(self, wish: RawWish, caller: Caller, key: IdempotencyKey | None = None) -> tuple[Job, bool]:
         """Check and store. With a `key` seen before, the job is that of the first request, and the second answer says so."""

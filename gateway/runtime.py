@@ -16,6 +16,7 @@ import aiohttp
 
 import comfy_workflows
 from comfy_workflows.catalog import Catalog
+from comfy_workflows.raw import allow_nodes
 from gateway.admission import Admission
 from gateway.asset_records import AssetRecords
 from gateway.assets import AssetStore
@@ -57,6 +58,8 @@ from gateway.training import Trainings
 from gateway.usage import Usage
 from gateway.warmth import Warmth
 from gateway.webhooks import Webhooks
+from gateway.workflow_edits import WorkflowEdits
+from gateway.workflow_records import WorkflowRecords
 
 log = logging.getLogger(__name__)
 
@@ -86,18 +89,20 @@ class Runtime:
     assets: AssetStore
     trainings: Trainings
     captionings: Captionings
-    foresight: Foresight
-    reproduction: Reproduction
-    warmth: Warmth
-    batch_store: BatchStore
-    batches: Batches
-    batch_pictures: BatchPictures
     deliveries: DeliveryStore
     webhooks: Webhooks
     gpu: GpuLease | None
     metrics: Metrics
     lora_imports: LoraImports
     gauges: StateGauges
+    foresight: Foresight
+    reproduction: Reproduction
+    warmth: Warmth
+    workflow_records: WorkflowRecords
+    workflow_edits: WorkflowEdits
+    batch_store: BatchStore
+    batches: Batches
+    batch_pictures: BatchPictures
 
 
 def load_catalog(settings: Settings) -> Catalog:
@@ -167,7 +172,10 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         datasets = DatasetStore(redis)
         assets = AssetStore(AssetRecords(redis), storage, ttl_s=settings.asset_ttl_s, url_ttl_s=settings.url_ttl_s)
         inputs = Inputs(assets, outside, keep_s=settings.job_ttl_s)
-        admission = Admission(settings, catalog, store, storage, inputs, loras, registry, metrics)
+        rules = allow_nodes(catalog, settings.raw_nodes)
+        workflow_records = WorkflowRecords(redis)
+        workflow_edits = WorkflowEdits(catalog, workflow_records, registry, rules)
+        admission = Admission(settings, catalog, store, storage, inputs, loras, registry, metrics, workflow_edits)
         training_store = TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits)
         hub = HubAccess(settings.hf_endpoint, settings.hf_token)
         machines = TrainerMachines(redis)
@@ -185,6 +193,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         doorkeeper = Doorkeeper(settings, keys, Rates(redis), usage)
         await _open_feed(redis, feed)
         await doorkeeper.refresh()
+        await workflow_edits.refresh()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_ensure_bucket(storage)), group.create_task(_essential("the event feed", feed.run()))]
             tasks.append(group.create_task(_essential("the webhooks", webhooks.run())))
@@ -192,6 +201,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             # In every process: a cluster may be scaled to no dispatcher at all.
             tasks.append(group.create_task(_essential("the watch over trainings", trainings.watch())))
             tasks.append(group.create_task(_essential("the sweep of uploads", assets.sweep())))
+            tasks.append(group.create_task(_essential("the workflows", workflow_edits.watch())))
             tasks.append(group.create_task(_essential("the batches", batches.watch())))
             tasks.append(group.create_task(_essential("the pictures of batches", batch_pictures.watch())))
             pictures = BeforeAfter(admission, store, loras)
@@ -204,18 +214,29 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 curation = Curation(datasets, storage)
                 telling = (deliveries, webhooks)
                 places = (store, feed, storage, outside, loras, registry, fleet, keys, usage, doorkeeper, Tickets(redis))
-                raw = RawAdmission(settings, catalog, store, storage, assets, inputs, admission)
+                raw = RawAdmission(settings, catalog, store, storage, assets, inputs, admission, rules)
                 lora_imports = LoraImports(settings, catalog, trainings, assets, outside, loras)
                 works = (admission, raw, datasets, curation, assets, trainings, Captionings(settings, trainings))
-                many = (
-                    Foresight(admission, store, registry),
-                    Reproduction(admission, store, storage),
-                    Warmth(settings, catalog, admission, registry, fleet),
-                    batch_store,
-                    batches,
-                    batch_pictures,
+                yield Runtime(
+                    settings,
+                    catalog,
+                    redis,
+                    *places,
+                    *works,
+                    *telling,
+                    gpu,
+                    metrics,
+                    lora_imports,
+                    gauges,
+                    foresight=Foresight(admission, store, registry),
+                    reproduction=Reproduction(admission, store, storage),
+                    warmth=Warmth(settings, catalog, admission, registry, fleet),
+                    workflow_records=workflow_records,
+                    workflow_edits=workflow_edits,
+                    batch_store=batch_store,
+                    batches=batches,
+                    batch_pictures=batch_pictures,
                 )
-                yield Runtime(settings, catalog, redis, *places, *works, *many, *telling, gpu, metrics, lora_imports, gauges)
                 if dispatcher is not None:
                     await dispatcher.drain(settings.stop_after_running_s)
             finally:

@@ -23,7 +23,8 @@ def test_the_package_ships_flux_and_its_base_models() -> None:
     assert flux.fitting_base_models() == ["flux1-dev", "flux1-dev-fp8", "flux1-schnell", "tinyflux"]
     assert catalog.get("flux-img2img").fitting_base_models() == flux.fitting_base_models()
     assert catalog.get("flux-fill").fitting_base_models() == sorted(catalog.base_models)
-    assert flux.version == hashlib.sha256((FLUX / "graph.json").read_bytes() + (FLUX / "bindings.toml").read_bytes()).hexdigest()[:12]
+    parts = [(FLUX / file).read_bytes() for file in ("graph.json", "bindings.toml", "example.json")]
+    assert flux.version == hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
     assert {name for name, parameter in flux.parameters.items() if parameter.consumer == "gateway"} == {"output_format", "quality"}
     dev = catalog.base_model("flux1-dev")
     assert (dev.family, dev.steps, dev.guidance_scale, dev.gated) == ("flux1", 20, 3.5, True)

@@ -74,7 +74,7 @@ def test_public_is_what_asks_for_no_key(document: Json) -> None:
         ("OPTIONS", "/api/v2/assets/from-hash", "POST"),
         ("OPTIONS", "/api/v2/assets/some-id", "DELETE, GET"),
         ("PUT", "/v1/loras/x", "DELETE, GET, PATCH"),
-        ("POST", "/v1/workflows/flux", "GET"),
+        ("POST", "/v1/workflows/flux", "DELETE, GET, PUT"),
     ],
 )
 def test_a_path_has_the_methods_of_all_its_routes(app: FastAPI, method: str, path: str, allowed: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -288,10 +289,13 @@ def test_model_and_clip_are_both_chained_and_unused_nodes_are_gone(tmp_path: Pat
         ("{{ none }}", "gives null"),
         ("{{ size / 0 }}", "division by zero"),
         ("{{ size * 1e308 }}", "which JSON cannot hold"),
-        ("{{ 1e308 * 10 * size }}", "does not evaluate"),
+        ("{{ 1e308 * 10 * size }}", "which JSON cannot hold"),
+        ("{{ (1e308 + 1e308) + size }}", "does not evaluate"),
+        ("{{ 9999999999 * 9999999999 * size }}", "no number ComfyUI takes"),
+        ("{{ 'x' * (size * 1000000000) }}", "* takes numbers"),
+        ("{{ '%999999999d' % size }}", "% takes numbers"),
         ("{{ base_model.files.controlnet }}", "has no attribute 'controlnet'"),
         ("{{ base_model.__class__.__mro__ }}", "unsafe"),
-        ("{{ base_model.files.update(a=size) }}", "unsafe"),
         ("x{{ base_model.nothing }}{{ size }}", "nothing"),
     ],
 )
@@ -338,6 +342,33 @@ def test_an_expression_gives_its_value_and_text_around_it_a_string(source: str, 
 def test_statements_and_broken_syntax_do_not_compile(source: str) -> None:
     with pytest.raises(ExpressionError):
         Expression(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{{ base_model.files.update(a=1) }}", "a call"),
+        ("{{ n.__class__() }}", "a call"),
+        ("{{ 10 ** 10 ** 10 }}", "a power"),
+        ("{{ n | center(1000000000) }}", "center"),
+        ("{{ a" + "[0]" * 300 + " }}", "inside one another"),
+        ("{{ a" + " | trim" * 100 + " }}", "inside one another"),
+        ("{{ " + "(" * 400 + "1" + ")" * 400 + " }}", "recursion"),
+        ("{{ " + "-" * 900 + "1 }}", "inside one another"),
+        ("{{ 1 }}" + "x" * 1000, "at most 1000"),
+    ],
+)
+def test_what_could_run_long_or_reach_out_does_not_compile(source: str, says: str) -> None:
+    with pytest.raises(ExpressionError, match=re.escape(says)):
+        Expression(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [("{{ (n / 3) | round(2) }}", 2.33), ("{{ n | round(-1000000000) }}", 7), ("{{ n % 4 }}", 3), ("{{ ' A ' | trim | lower }}", "a")],
+)
+def test_filters_that_stay_small_are_there(source: str, value: Any) -> None:
+    assert Expression(source).evaluate({"n": 7}) == value
 
 
 @pytest.mark.parametrize("source", ["{{ missing }}", "{{ missing + 1 }}", "x{{ missing }}", "{{ range(5) }}", "{{ lipsum() }}"])

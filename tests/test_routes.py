@@ -253,7 +253,7 @@ def test_an_unknown_place_is_not_there(http: httpx.Client, path: str, code: str)
         ("PATCH", f"{GENERATIONS}/gen_0", "GET"),
         ("GET", f"{GENERATIONS}/gen_0/cancel", "POST"),
         ("POST", "/health", "GET"),
-        ("DELETE", "/v1/workflows/flux", "GET"),
+        ("DELETE", "/v1/workflows", "GET"),
     ],
 )
 def test_a_method_that_a_route_lacks_is_refused(http: httpx.Client, method: str, path: str, allowed: str) -> None:

@@ -48,7 +48,7 @@ async def list_workflows(runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
 @router.get("/workflows/{name}")
 async def get_workflow(name: str, runtime: Runtime, caller: AnyCaller) -> dict[str, Any]:
     """A workflow with the JSON Schema of its parameters and an example request."""
-    workflow = runtime.admission.workflow(name)
+    workflow = await runtime.admission.find_workflow(name)
     return {**_summary(workflow, await _catalogs(runtime)), "parameters": workflow.json_schema(), "example": workflow.example}
 
 

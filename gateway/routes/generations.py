@@ -26,6 +26,8 @@ from gateway.waiting import wait_until_ended
 from gateway.webhooks import WebhookField
 
 router = APIRouter(prefix="/v1", tags=["generations"])
+# Comes after the typed routes of the workflows that were there at the start.
+further = APIRouter(prefix="/v1", tags=["generations"])
 
 MAX_WAIT_S = 60
 
@@ -161,6 +163,14 @@ def add_workflow_routes(target: APIRouter, workflow: Workflow) -> None:
     )
     async def create(request: GatewayFields, door: Door, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> Response:
         return await _create(request, workflow.name, door, runtime, caller, base_url)
+
+
+@further.post("/workflows/{name}/generations", status_code=202, responses=_CREATED, response_class=JSONResponse)
+async def create_generation_of_workflow(
+    name: str, request: GatewayFields, door: Door, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl
+) -> Response:
+    """The same for a workflow that was put in place meanwhile; `GET /v1/workflows/{name}` has the schema."""
+    return await _create(request, name, door, runtime, caller, base_url)
 
 
 @router.get("/generations")

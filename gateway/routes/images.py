@@ -105,6 +105,7 @@ async def _admit(
     request: ImageRequest, runtime: RuntimeState, caller: Caller, idempotency_key: str | None, pictures: dict[str, Asset]
 ) -> Job:
     default = None if not pictures else EDIT_WITH_MASK if "mask" in pictures else EDIT
+    await runtime.workflow_edits.learn_of((request.model or "").split("+")[0])
     model = read_model(request.model, runtime.catalog, runtime.admission.workflow(default))
     parameters = read_parameters(request, model, runtime.settings) | {name: asset.id for name, asset in pictures.items()}
     wish = Wish(model.workflow.name, parameters, metadata=read_metadata(request))
