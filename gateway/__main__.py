@@ -24,6 +24,7 @@ from gateway.keys_command import run_keys_command
 from gateway.models_command import run_models_command
 from gateway.process import allow_many_files, collect_rarely
 from gateway.protocol import BoundedProtocol
+from gateway.redaction import hide_user
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings, is_secret
 from gateway.state_version import prepare_state_at
@@ -94,7 +95,7 @@ def main() -> int:
     except ValidationError as error:
         for fault in error.errors():
             name = ".".join(map(str, fault["loc"]))
-            shown = "…" if is_secret(name) else repr(fault.get("input"))
+            shown = "…" if is_secret(name) else repr(hide_user(str(fault.get("input"))))
             print(f"fluxgate: {name.upper()}={shown}: {fault['msg']}", file=sys.stderr)
         return 2
     except (FluxgateError, WorkflowError) as error:

@@ -25,6 +25,7 @@ from gateway.jobs.model import TERMINAL, Webhook, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey, Item
 from gateway.jobs.store import JobStore
 from gateway.loras import Lora
+from gateway.redaction import hide_secrets
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +223,7 @@ class _Preparation:
 def _describe(faults: Sequence[tuple[int, Entry, FluxgateError]]) -> FluxgateError:
     """The first fault, with the place of each."""
     index, entry, error = faults[0]
-    varied = ", ".join(f"{name}={value!r}"[:60] for name, value in entry.varied.items())
+    varied = ", ".join(hide_secrets(f"{name}={value!r}")[:60] for name, value in entry.varied.items())
     error.message = f"items[{index}]{f' ({varied})' if varied else ''}: {error.message}"
     error.details = {
         "item": index,

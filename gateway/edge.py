@@ -32,6 +32,7 @@ from gateway.errors import (
 )
 from gateway.guard import Guard
 from gateway.openapi import list_methods
+from gateway.redaction import names_secret
 from gateway.settings import Settings
 from gateway.streams import BOX, EventStream
 from gateway.telemetry import request_id
@@ -110,12 +111,12 @@ def _describe_invalid(error: RequestValidationError | WebSocketRequestValidation
 
 
 def _without_secrets(place: tuple[int | str, ...], value: Any) -> Any:
-    """What may be repeated in an answer: no field called `secret`, wherever the fault is seen from."""
-    if place[-1] == "secret":
+    """What may be repeated in an answer: no field that is a secret by its name, wherever the fault is seen from."""
+    if any(names_secret(part) for part in place):
         return "…"
     if isinstance(value, dict):
-        return {name: "…" if name == "secret" or (isinstance(part, dict) and "secret" in part) else part for name, part in value.items()}
-    return value
+        return {name: _without_secrets((name,), part) for name, part in value.items()}
+    return [_without_secrets((), part) for part in value] if isinstance(value, list) else value
 
 
 def _shorten(value: Any) -> str:

@@ -28,9 +28,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from gateway.redaction import hide_in, hide_secrets
+
 
 class FluxgateError(Exception):
-    """The root. `details` names the parameter, the value and what is allowed, where there are such."""
+    """The root. `details` names the parameter, the value and what is allowed, where there are such.
+
+    What is repeated of a request may hold a secret: it is hidden here, for all who read, log or keep the error.
+    """
 
     status: ClassVar[int] = 500
     code: str = "internal_error"
@@ -46,10 +51,10 @@ class FluxgateError(Exception):
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = hide_secrets(message)
         self.code = code or self.code
         self.hint = hint if hint is not None else self.hint
-        self.details = details or {}
+        self.details: dict[str, Any] = hide_in(details or {})
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, Any]:

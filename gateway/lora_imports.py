@@ -118,5 +118,6 @@ class LoraImports:
         if job is None:
             return False
         await self._trainings.cancel(job.id)
+        await self._loras.forget_source(job.id)
         await self._loras.forget_import(caller.id, name)
         return True

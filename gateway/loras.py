@@ -151,6 +151,11 @@ class LoraRegistry:
         return Source.model_validate_json(raw) if raw else None
 
     @translate_redis
+    async def forget_source(self, job_id: str) -> None:
+        """The import has ended: a URL may hold a key."""
+        await self._redis.delete(f"fluxgate:import:{job_id}")
+
+    @translate_redis
     async def note_import(self, caller: str, name: str, job_id: str) -> None:
         """The caller's newest import under a name."""
         await self._redis.hset(f"fluxgate:imports:{caller}", name, job_id)

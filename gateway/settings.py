@@ -15,6 +15,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
+from gateway.redaction import hide_user
+
 # Where container runtimes put secrets.
 SECRETS_DIR = Path("/run/secrets")
 
@@ -23,9 +25,9 @@ def require_url(url: str, *schemes: str) -> str:
     """The URL, if it has one of the schemes, a host and no impossible port; ValueError names what is allowed."""
     parts = urlsplit(url)
     if parts.scheme not in schemes or not (parts.hostname or parts.scheme == "unix"):
-        raise ValueError(f"{url!r} is no URL; write {schemes[0]}://HOST:PORT")
+        raise ValueError(f"{hide_user(url)!r} is no URL; write {schemes[0]}://HOST:PORT")
     if parts.port == 0:
-        raise ValueError(f"{url!r} names port 0")
+        raise ValueError(f"{hide_user(url)!r} names port 0")
     return url
 
 

@@ -1,10 +1,9 @@
-"""JSON logs that carry the request and job id, and the Prometheus metrics. It knows no other module."""
+"""JSON logs that carry the request and job id and no secrets, and the Prometheus metrics."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,14 +12,12 @@ from contextvars import ContextVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from gateway.redaction import hide_secrets
+
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"message", "asctime", "taskName", "color_message"}
-
-
-# Keys of ours and tokens of Hugging Face's: whatever puts one into a line, the line does not keep it.
-_KEYS = re.compile(r"\b(fg_[0-9a-f]{12}_|hf_)[A-Za-z0-9_\-]{16,}")
 
 
 class JsonFormatter(logging.Formatter):
@@ -39,7 +36,8 @@ class JsonFormatter(logging.Formatter):
         line.update({key: value for key, value in record.__dict__.items() if key not in _STANDARD})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _KEYS.sub(r"\1…", json.dumps(line, default=str, ensure_ascii=False))
+        # Whatever puts one into a line, the line does not keep it.
+        return hide_secrets(json.dumps(line, default=str, ensure_ascii=False))
 
 
 def configure_logging(level: str) -> None:
@@ -54,6 +52,9 @@ def configure_logging(level: str) -> None:
     # One line a request comes from our own middleware, with its id and time.
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     logging.getLogger("botocore").setLevel(logging.WARNING)
+    # They tell every head that comes, keys and all.
+    for name in ("websockets", "urllib3"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 @contextmanager

@@ -44,9 +44,10 @@ def make_gateway(folder: Path, env: dict[str, str]) -> Gateway:
 
 def make_dispatcher(folder: Path, env: dict[str, str], gateway_url: str) -> Child:
     """A dispatcher in a process of its own, ready when the gateway has heard of an instance from it."""
+    headers = {"Authorization": f"Bearer {env['ADMIN_KEY']}"} if "ADMIN_KEY" in env else {}
 
     def ask_for_instance() -> str | None:
-        found = httpx.get(f"{gateway_url}/v1/instances").json()["data"]
+        found = httpx.get(f"{gateway_url}/v1/instances", headers=headers).json()["data"]
         return None if any(instance["state"] == "up" for instance in found) else f"no instance is up: {found}"
 
     command = [sys.executable, "-m", "gateway.dispatch"]

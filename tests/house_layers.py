@@ -12,6 +12,7 @@ LAYERS = {
     "gateway.dataset_records": 0,
     "gateway.dialects": 0,
     "gateway.picture_bytes": 0,
+    "gateway.redaction": -1,  # below errors and logs, which nothing leaves without it
     "comfy_workflows": 1,
     "gateway.jobs": 1,
     "gateway.jobs.model": 1,

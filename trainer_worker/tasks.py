@@ -8,6 +8,7 @@ import uuid
 from contextlib import suppress
 
 from gateway.jobs.trainings import CAPTIONING, IMPORT, TrainingStore
+from gateway.loras import LoraRegistry
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -42,6 +43,7 @@ async def _run(job_id: str, settings: Settings) -> None:
         work = WORKS.get(claim.job.spec.workflow, train_lora)
         with suppress(LeaseLost):
             await Held(claim, settings, store, storage, redis).run(work)
+            await LoraRegistry(redis).forget_source(job_id)
     finally:
         storage.close()
         await redis.aclose()

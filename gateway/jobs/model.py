@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
+
+from gateway.redaction import hide_secrets
 
 
 class JobStatus(StrEnum):
@@ -118,7 +120,8 @@ class Metrics(_Part):
 
 
 class Webhook(_Part):
-    """Whom a job's end is told. Only the URL is part of the record; the rest is kept beside it, and no event or answer carries it."""
+    """Whom a job's end is told. The record has the URL without its query, in which receivers carry their keys; the whole of it and the rest
+    are kept beside it, and no event or answer carries them."""
 
     url: str
     secret: SecretStr | None = Field(None, exclude=True)  # None: the deployment's own
@@ -128,11 +131,16 @@ class Webhook(_Part):
         """The whole of it again, from what was kept beside the record."""
         private = json.loads(kept)
         secret = private["secret"]
-        return Webhook(url=self.url, secret=SecretStr(secret) if secret else None, base_url=private["base_url"])
+        return Webhook(url=private.get("url", self.url), secret=SecretStr(secret) if secret else None, base_url=private["base_url"])
 
     def private_json(self) -> str:
         """What is kept beside the record."""
-        return json.dumps({"secret": self.secret.get_secret_value() if self.secret else None, "base_url": self.base_url})
+        secret = self.secret.get_secret_value() if self.secret else None
+        return json.dumps({"url": self.url, "secret": secret, "base_url": self.base_url})
+
+    @field_serializer("url")
+    def _hide(self, url: str) -> str:
+        return hide_secrets(url)
 
 
 class Delivery(_Part):
