@@ -74,7 +74,7 @@ up:
 # Thousands of requests made from the OpenAPI document, against a deployment of its own (5 minutes). FUZZ_SEED for others.
 FUZZ_SEED ?= 1
 fuzz: $(VENV)/.dev-ready
-	$(BIN)/python -m tests.fuzz --seed $(FUZZ_SEED)
+	$(BIN)/python -m tests.fuzz --seed $(FUZZ_SEED) --at-least 5000
 
 docs: $(VENV)/.local-ready
 	$(BIN)/python docs/generate.py

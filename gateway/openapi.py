@@ -129,18 +129,21 @@ def _is_frameworks(said: Json) -> bool:
 
 def _list_statuses(path: str, method: str, operation: Json) -> Iterator[int]:
     """The errors that a request for this may be answered with."""
-    yield from (400, 403, 431)
+    yield from (400, 403, 413, 431)
     if path in PUBLIC:
         return
     yield from (401, 429, 503)
     if path.startswith(f"{OPENAI}/"):
-        yield from (404, 408, 409, 413, 415, 500)
+        yield from (404, 408, 409, 415, 500)
         return
     has_body, has_place = "requestBody" in operation, "{" in path
     if has_body or has_place:
         yield 404
     if method != "get":
-        yield from (408, 409, 413)
+        yield from (408, 409)
+    if path.endswith("/comparison"):
+        # The one read that needs its thing in a certain state.
+        yield 409
     if method != "get" or has_place:
         # Without a body: an Idempotency-Key of another request, or something that is not fit to be asked that.
         yield 422

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import IO as File
-from typing import cast
+from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -59,8 +59,10 @@ _EDIT_BODY = {
     }
 }
 
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
-@router.post("/generations", response_class=JSONResponse)
+
+@router.post("/generations", response_class=JSONResponse, responses=_STREAMED)
 async def create_images(
     request: ImageRequest, runtime: Runtime, caller: CurrentCaller, idempotency_key: IdempotencyHeader = None
 ) -> Response:
@@ -69,7 +71,7 @@ async def create_images(
     return await _answer("image_generation", request, runtime, job)
 
 
-@router.post("/edits", response_class=JSONResponse, openapi_extra=_EDIT_BODY)
+@router.post("/edits", response_class=JSONResponse, responses=_STREAMED, openapi_extra=_EDIT_BODY)
 async def edit_image(request: Request, runtime: Runtime, caller: CurrentCaller, idempotency_key: IdempotencyHeader = None) -> Response:
     """A picture made anew from another, as a whole or where a mask is transparent."""
     form = await read_form(

@@ -84,7 +84,7 @@ async def list_trainings(
     caller: Trainer,
     base_url: BaseUrl,
     page: PageQuery,
-    object_: Annotated[Literal["training", "captioning"], Query(alias="object")] = "training",
+    object_: Annotated[Literal["training", "captioning", "lora_import"], Query(alias="object")] = "training",
     status: JobStatus | None = None,
     base: str | None = None,
     lora: Annotated[str | None, Query(description="Name of the LoRA that was asked for.")] = None,
