@@ -23,6 +23,7 @@ from PIL import Image
 
 from gateway.asset_records import Asset, AssetRecords
 from gateway.errors import Conflict, FluxgateError, NotFound, RedisUnavailable, StorageUnavailable, Unprocessable
+from gateway.intake import CONTENT_TYPES, sniff
 from gateway.jobs.model import now_ms
 from gateway.storage import Storage
 
@@ -224,6 +225,10 @@ class AssetStore:
         if described["sha256"] != asset.sha256 or described["size_bytes"] != asset.size_bytes:
             await self._records.note_garbage(key, now_ms())
             raise _mismatch("What was sent has another sha256 than was promised.", {**details, "sha256": described["sha256"]})
+        if not _is_of_type(digest.head, asset.content_type):
+            await self._records.note_garbage(key, now_ms())
+            details["content_type"] = asset.content_type
+            raise _mismatch(f"What was sent is no {asset.content_type}, which was promised.", details)
         checked = asset.model_copy(update={**described, "key": key, "status": "ready", "writable_ms": 0})
         if (saved := await self._records.save(checked, "replace")) is None:
             raise absent(asset.id)
@@ -320,6 +325,13 @@ class AssetStore:
 
 def _new_key() -> str:
     return f"assets/{secrets.token_hex(16)}"
+
+
+def _is_of_type(head: bytes, content_type: str) -> bool:
+    """Whether a file's first bytes are those of its type. Types that they do not tell are taken at their word, and never shown by it."""
+    if content_type == "application/zip":
+        return head.startswith(b"PK")
+    return content_type not in CONTENT_TYPES.values() or CONTENT_TYPES.get(sniff(head) or "") == content_type
 
 
 def _mismatch(message: str, details: dict[str, object]) -> Unprocessable:

@@ -20,6 +20,8 @@ _KEY_NAMES = rb"(?:^|&)(?:api_?key|access_token|authorization)="
 _KEY_TEXTS = rb"\bfg_[0-9a-f]{12}_|\bhf_[A-Za-z0-9]{20}"
 _KEY_IN_QUERY = re.compile(_KEY_NAMES + b"|" + _KEY_TEXTS, re.IGNORECASE)
 
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9._-]{1,253}))(?::[0-9]{1,5})?")
+
 # FastAPI's page takes its script and style from there.
 _CDN = "https://cdn.jsdelivr.net"
 _DOCS_CSP = (
@@ -48,12 +50,27 @@ def is_loopback_name(host: str) -> bool:
         return False
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def read_host_name(host: str) -> str | None:
+    """The name or address in a Host header, without its port; None when it holds anything else."""
+    found = _HOST.fullmatch(host)
+    return (found["address"] or found["name"]).lower() if found else None
+
+
 class Guard:
     """Judges requests by their head. Raises BadRequest, Forbidden, HeadTooLarge."""
 
     def __init__(self, settings: Settings) -> None:
         public = urlsplit(settings.public_url or "")
         self._hosts = {host.lower() for host in (*settings.allowed_hosts, public.hostname) if host}
+        self._is_named = bool(settings.allowed_hosts)
         self._origins = {origin.lower() for origin in settings.cors_origins}
         self._own_origin = f"{public.scheme}://{public.netloc}".lower()
         self._is_secure = public.scheme == "https"
@@ -62,19 +79,22 @@ class Guard:
         """`is_open`: callers need no key, so that a page that reaches us from the operator's browser has all rights."""
         _refuse_large_head(scope["headers"])
         _refuse_key_in_query(scope["query_string"])
+        self._refuse_other_host(headers.get(b"host", b"").decode("latin-1"), is_open=is_open)
         if is_open:
-            self._refuse_other_host(headers.get(b"host", b"").decode("latin-1"))
             self.refuse_other_origin(headers.get(b"origin", b"").decode("latin-1"), headers.get(b"host", b"").decode("latin-1"))
 
-    def _refuse_other_host(self, host: str) -> None:
-        """A name server that a page's author owns may point his name at this machine: the page is then of our own origin."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            name = host
-        if host and not is_loopback_name(name) and name not in self._hosts:
-            hint = "Name it in ALLOWED_HOSTS or PUBLIC_URL, or make an API key: then any name will do."
-            raise Forbidden(f"This gateway is not called {name[:100]!r}.", code="foreign_host", hint=hint, details={"value": name[:200]})
+    def _refuse_other_host(self, host: str, *, is_open: bool) -> None:
+        """Links of answers are made of it. And a name server that a page's author owns may point his name at this machine: without
+        keys the page would be of our own origin."""
+        name = read_host_name(host)
+        is_ours = name is not None and (is_loopback_name(name) or name in self._hosts)
+        # With keys any name will do, unless some are named; an address is what health checks ask by, and no name server's to give.
+        is_any = not is_open and name is not None and (not self._is_named or _is_address(name))
+        if host and not is_ours and not is_any:
+            hint = "Name it in ALLOWED_HOSTS or PUBLIC_URL. With API keys and an empty ALLOWED_HOSTS any name will do."
+            raise Forbidden(
+                f"This gateway is not called {(name or host)[:100]!r}.", code="foreign_host", hint=hint, details={"value": host[:200]}
+            )
 
     def refuse_other_origin(self, origin: str, host: str) -> None:
         """Browsers say whose page a request or a WebSocket is of; other clients say nothing."""

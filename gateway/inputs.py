@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from comfy_workflows.parameters import Parameter
 from gateway.asset_records import Asset
@@ -25,6 +26,10 @@ from gateway.outside import Outside
 # A picture of 64 megapixels takes half a gigabyte while it is converted.
 AT_ONCE = 2
 FETCH_S = 30.0
+# What one request may have fetched, and how many such requests of one caller are served at once by a process; others wait.
+MAX_FETCHES = 4
+MAX_FETCHED_BYTES = 2 * MAX_PICTURE_BYTES
+FETCHING_PER_CALLER = 2
 PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream", "binary/octet-stream")
 
 
@@ -46,6 +51,14 @@ class Source:
     upload: str | None = None
 
 
+@dataclass(slots=True)
+class _Fetches:
+    """Of one request: the URLs that it named so far, each fetched once, and the bytes that it may still have."""
+
+    bytes_left: int = MAX_FETCHED_BYTES
+    known: dict[str, Source] = field(default_factory=dict)
+
+
 NOTHING = Brought()
 
 
@@ -63,16 +76,24 @@ class Inputs:
         """`keep_s`: how long the pictures of a job are kept."""
         self._assets, self._outside, self._keep_ms = assets, outside, keep_s * 1000
         self._turn = asyncio.Semaphore(AT_ONCE)
+        self._fetching = WeakValueDictionary[str, asyncio.Semaphore]()
 
     async def bring(self, caller: str, images: Sequence[Parameter], values: Mapping[str, Any]) -> Brought:
         """Make ready what a request names for these parameters, masks behind their pictures. A mask that is absent is its picture's own."""
         if not images:
             return NOTHING
+        if not any(_is_url(values.get(parameter.name)) for parameter in images):
+            return await self._bring(caller, images, values)
+        async with self._fetching.setdefault(caller, asyncio.Semaphore(FETCHING_PER_CALLER)):
+            return await self._bring(caller, images, values)
+
+    async def _bring(self, caller: str, images: Sequence[Parameter], values: Mapping[str, Any]) -> Brought:
         sources: dict[str, Source] = {}
         made: dict[str, Asset] = {}
+        fetches = _Fetches()
         for parameter in images:
             name, of, given = parameter.name, parameter.mask_of, values.get(parameter.name)
-            sources[name] = sources[of or name] if given is None else await self._find(caller, name, given)
+            sources[name] = sources[of or name] if given is None else await self._find(caller, name, given, fetches)
             made[name] = await self._make(caller, name, sources[name], _choose_recipe(parameter, images, given))
             if of is not None:
                 _require_same_size(name, of, made)
@@ -92,13 +113,25 @@ class Inputs:
         for given in spec.inputs:
             await self._assets.keep(given.asset, self._keep_ms)
 
-    async def _find(self, caller: str, name: str, given: str) -> Source:
+    async def _find(self, caller: str, name: str, given: str, fetches: _Fetches) -> Source:
         if given.startswith("data:"):
             return await self._hold(await asyncio.to_thread(_decode_data_url, name, given))
-        if given.startswith(("http://", "https://")):
-            options: dict[str, Any] = {"max_bytes": MAX_PICTURE_BYTES, "timeout_s": FETCH_S, "content_types": PICTURE_TYPES}
-            return await self._hold((await self._outside.fetch(given, parameter=name, **options)).content)
+        if _is_url(given):
+            return fetches.known.get(given) or await self._fetch(name, given, fetches)
         return await self.find_upload(caller, name, given)
+
+    async def _fetch(self, name: str, url: str, fetches: _Fetches) -> Source:
+        if len(fetches.known) == MAX_FETCHES:
+            remedy = "POST /v1/uploads first, and name the upload's id."
+            raise refuse(
+                name, Refused("too_many_urls", name, f"At most {MAX_FETCHES} pictures of a request are fetched from URLs.", remedy)
+            )
+        options: dict[str, Any] = {"timeout_s": FETCH_S, "content_types": PICTURE_TYPES}
+        most = min(MAX_PICTURE_BYTES, fetches.bytes_left)
+        content = (await self._outside.fetch(url, parameter=name, max_bytes=most, **options)).content
+        fetches.bytes_left -= len(content)
+        fetches.known[url] = source = await self._hold(content)
+        return source
 
     async def find_upload(self, caller: str, name: str, given: str) -> Source:
         """The picture of an upload. Raises NotFound that names the parameter."""
@@ -130,6 +163,10 @@ class Inputs:
             return await asyncio.to_thread(make, body, name, recipe)
         except Refused as refused:
             raise refuse(name, refused) from refused
+
+
+def _is_url(given: Any) -> bool:
+    return isinstance(given, str) and given.startswith(("http://", "https://"))
 
 
 def _choose_recipe(parameter: Parameter, images: Sequence[Parameter], given: str | None) -> Recipe:

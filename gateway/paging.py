@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from gateway.errors import BadRequest
 
 # (created_ms, id) of an item: lists are kept newest first.
 Position = tuple[int, str]
+# Records that one request looks at: a filter that few of very many fit is answered in several pages, some of which may be empty.
+MOST_LOOKED_AT = 1000
+AT_ONCE = 100
+
+
+class Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Identified)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +41,30 @@ class Page:
     def last_of(self, positions: list[Position]) -> Position | None:
         """Where the next page begins; None when this one was not filled."""
         return positions[-1] if len(positions) == self.limit else None
+
+
+async def look_through(
+    page: Page,
+    read_index: Callable[[Position | None, int], Awaitable[list[Position]]],
+    load_many: Callable[[Iterable[str]], Awaitable[list[T]]],
+    takes: Callable[[T], bool],
+    after_ms: int | None = None,
+) -> tuple[list[T], Position | None]:
+    """The newest records behind the page's cursor that are wanted and younger than `after_ms`, and where to go on; None at the end."""
+    position, found = page.behind, list[T]()
+    for _ in range(MOST_LOOKED_AT // AT_ONCE):
+        positions = await read_index(position, AT_ONCE)
+        records = {record.id: record for record in await load_many([record_id for _, record_id in positions])}
+        for position in positions:
+            if after_ms is not None and position[0] <= after_ms:
+                return found, None
+            if (record := records.get(position[1])) is not None and takes(record):
+                found.append(record)
+                if len(found) == page.limit:
+                    return found, position
+        if len(positions) < AT_ONCE:
+            return found, None
+    return found, position
 
 
 def present_page(items: Iterable[dict[str, Any]], last: Position | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageStat
 from gateway.admission import Admission
 from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.jobs.model import Job, JobSpec, JobStatus, new_input_file, new_job_id, now_ms
-from gateway.jobs.records import Item
+from gateway.jobs.records import IdempotencyKey, Item
 from gateway.jobs.store import JobStore
 from gateway.presentation import present_manifest
 from gateway.storage import Storage
@@ -51,16 +51,21 @@ class Reproduction:
     def __init__(self, admission: Admission, store: JobStore, storage: Storage) -> None:
         self._admission, self._store, self._storage = admission, store, storage
 
-    async def run_again(self, original: Job) -> Job:
-        """A new job with the graph that was stored, under new names; nothing that was made before answers it."""
+    async def run_again(self, original: Job, key: IdempotencyKey | None = None) -> tuple[Job, bool]:
+        """A new job with the graph that was stored, under new names; nothing that was made before answers it.
+
+        With a `key` seen before, the job is that of the first request, and the second answer says so.
+        """
         _require_success(original)
         graph = await self._store.graph(original.id)
         if graph is None:
             raise NotFound(f"The graph of {original.id!r} is no longer kept.", code="job_not_found")
         spec, graph = _rename(original.spec, graph)
         await self._admission.check_fleet(await self._admission.needs_beside_published(spec.needs))
-        job, _ = await self._admission.enqueue(Item(spec, graph, reuse=False))
-        return job
+        job, admitted = await self._admission.enqueue(Item(spec, graph, reuse=False), key)
+        if admitted.job_id == job.id:
+            return job, False
+        return await self._store.load(admitted.job_id) or job, True
 
     async def compare(self, job: Job) -> dict[str, Any]:
         """How the pictures of a job that runs another one again differ from that one's."""

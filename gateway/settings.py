@@ -85,7 +85,9 @@ class Settings(BaseSettings):
     )
 
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Names by which browsers may ask for a gateway on loopback without keys, comma separated, beside loopback's own."
+        (),
+        description="Names by which the gateway may be asked for, comma separated, beside loopback's own and PUBLIC_URL's. "
+        "Empty: where a key is asked for, any.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Pages of other origins that may ask, comma separated, each as `https://host` or with a port."

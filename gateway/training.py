@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -22,6 +23,7 @@ from gateway.hub import HubAccess
 from gateway.jobs.model import Job, JobSpec, JobStatus, Webhook, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import IMPORT_ID, TRAINING, TrainingStore
+from gateway.paging import Page, Position, look_through
 from gateway.preflight import inspect
 from gateway.presets import choose_preset, estimate_disk, require_disk
 from gateway.redis_client import IMPORT_QUEUE, TRAINING_QUEUE, enqueue_task
@@ -33,7 +35,6 @@ log = logging.getLogger(__name__)
 
 TASK = "trainer_worker.tasks.run_training"
 WATCH_S = 2.0
-PAGE = 100
 LOST_PAUSE_S = 30.0
 TRAINABLE = ("flux1", "tinyflux", "wan", "hunyuanvideo")
 VIDEO_FAMILIES = ("wan", "hunyuanvideo")
@@ -200,22 +201,10 @@ class Trainings:
         """Stop it, if it has not ended."""
         await self._store.cancel(job_id)
 
-    async def page(
-        self, caller: Caller, wanted: TrainingFilter, position: tuple[int, str] | None, limit: int
-    ) -> tuple[list[Job], tuple[int, str] | None]:
-        """The caller's newest that are wanted, behind `position`; and the position to go on from, None at the end."""
-        found = list[Job]()
-        while pairs := await self._store.training_ids_before(caller.id, position, PAGE):
-            jobs = {job.id: job for job in await self._store.load_many(job_id for _, job_id in pairs)}
-            for position in pairs:
-                job = jobs.get(position[1])
-                if wanted.created_after_ms is not None and position[0] <= wanted.created_after_ms:
-                    return found, None
-                if job is not None and wanted.takes(job):
-                    found.append(job)
-                    if len(found) == limit:
-                        return found, position
-        return found, None
+    async def page(self, caller: Caller, wanted: TrainingFilter, page: Page) -> tuple[list[Job], Position | None]:
+        """The caller's newest that are wanted, and where to go on; None at the end."""
+        read = partial(self._store.training_ids_before, caller.id)
+        return await look_through(page, read, self._store.load_many, wanted.takes, wanted.created_after_ms)
 
     async def watch(self) -> None:
         """For ever: put trainings that nobody works on back into the worker's queue."""

@@ -14,7 +14,7 @@ from gateway.bodies import read_idempotency_key
 from gateway.errors import BadRequest, Conflict
 from gateway.jobs.batch_records import LIVE, PACKET, WAITING, Batch
 from gateway.jobs.model import Job, JobStatus
-from gateway.paging import present_page
+from gateway.paging import MOST_LOOKED_AT, present_page
 from gateway.presentation import present_batch, present_item
 from gateway.routes.deps import BaseUrl, CurrentCaller, IdempotencyHeader, PageQuery, Runtime
 from gateway.runtime import Runtime as RuntimeState
@@ -76,10 +76,12 @@ async def list_items(
     page: PageQuery,
     status: JobStatus | None = None,
 ) -> dict[str, Any]:
-    """The items in order, each with its parameters, status and pictures. `next_cursor` is null on the last page."""
+    """The items in order, each with its parameters, status and pictures. `next_cursor` is null on the last page; one that is filtered
+    may hold fewer than `limit`, or none."""
     batch = await runtime.batches.load(batch_id, caller)
     place, found = _read_place(page.cursor), list[dict[str, Any]]()
-    while place < len(batch.states) and len(found) < page.limit:
+    most = place + MOST_LOOKED_AT
+    while place < min(most, len(batch.states)) and len(found) < page.limit:
         number = place // PACKET
         stop = (number + 1) * PACKET
         specs = [item.spec for item in await runtime.batch_store.packet(batch_id, number)][place - number * PACKET :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -16,7 +17,7 @@ from gateway.comfy_v2 import ComfyStream, require_label_filters, require_labels
 from gateway.errors import NotFound, RedisUnavailable
 from gateway.jobs.events import Throttle, newest_event_id
 from gateway.jobs.model import Job, JobStatus
-from gateway.paging import decode_cursor, encode_cursor
+from gateway.paging import Page, encode_cursor, look_through
 from gateway.raw_admission import RawWish
 from gateway.routes.deps import Comfy, CurrentCaller, IdempotencyHeader, Runtime, load_own_job
 from gateway.runtime import Runtime as RuntimeState
@@ -91,15 +92,13 @@ async def list_jobs(
     cursor: str | None = None,
 ) -> dict[str, Any]:
     """The caller's jobs, newest first; `metadata[name]=value` keeps those with that label. No `next_cursor`: the last page."""
-    position, found = decode_cursor(cursor), list[Job]()
-    while len(found) < limit and (pairs := await runtime.store.ids_before(caller.id, position, limit - len(found))):
-        jobs = await runtime.store.load_many(job_id for _, job_id in pairs)
-        found += [job for job in jobs if job.spec.kind == "generation" and labels.items() <= job.spec.metadata.items()]
-        position = pairs[-1]
-    page: dict[str, Any] = {"jobs": [comfy.list_item(job) for job in found]}
-    if len(found) == limit and position is not None:
-        page["next_cursor"] = encode_cursor(position)
-    return page
+    found, last = await look_through(
+        Page(limit, cursor),
+        partial(runtime.store.ids_before, caller.id),
+        runtime.store.load_many,
+        lambda job: job.spec.kind == "generation" and labels.items() <= job.spec.metadata.items(),
+    )
+    return {"jobs": [comfy.list_item(job) for job in found], **({"next_cursor": encode_cursor(last)} if last else {})}
 
 
 @router.get("/jobs/{job_id}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -18,7 +19,7 @@ from gateway.bodies import Metadata, ShallowBody, read_idempotency_key
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.jobs.model import Job, JobStatus, Priority, Webhook
 from gateway.obstacles import find_obstacle
-from gateway.paging import Position, parse_time, present_page
+from gateway.paging import look_through, parse_time, present_page
 from gateway.presentation import present_job
 from gateway.routes.deps import BaseUrl, CurrentCaller, IdempotencyHeader, PageQuery, Runtime, load_own_job
 from gateway.runtime import Runtime as RuntimeState
@@ -185,24 +186,15 @@ async def list_generations(
     batch: str | None = None,
     created_after: Annotated[str | None, Query(description="RFC 3339 time")] = None,
 ) -> dict[str, Any]:
-    """The caller's jobs, newest first. `next_cursor` is null on the last page."""
-    after_ms = parse_time(created_after)
-    position, found = page.behind, list[Job]()
-    while len(found) < page.limit:
-        pairs = await runtime.store.ids_before(caller.id, position, 100)
-        if not pairs:
-            position = None
-            break
-        jobs = {job.id: job for job in await runtime.store.load_many(job_id for _, job_id in pairs)}
-        for position in pairs:
-            job = jobs.get(position[1])
-            if after_ms is not None and position[0] <= after_ms:
-                return _page(found, None, runtime, base_url)
-            if job is not None and _matches(job, status, workflow, lora, batch):
-                found.append(job)
-                if len(found) == page.limit:
-                    break
-    return _page(found, position, runtime, base_url)
+    """The caller's jobs, newest first. `next_cursor` is null on the last page; one that is filtered may hold few jobs, or none."""
+    found, last = await look_through(
+        page,
+        partial(runtime.store.ids_before, caller.id),
+        runtime.store.load_many,
+        lambda job: _matches(job, status, workflow, lora, batch),
+        parse_time(created_after),
+    )
+    return present_page((present_job(job, base_url=base_url, storage=runtime.storage) for job in found), last)
 
 
 def _matches(job: Job, status: JobStatus | None, workflow: str | None, lora: str | None, batch: str | None) -> bool:
@@ -212,10 +204,6 @@ def _matches(job: Job, status: JobStatus | None, workflow: str | None, lora: str
         and (batch is None or job.spec.batch == batch)
         and (lora is None or any(use.name == lora for use in job.spec.loras))
     )
-
-
-def _page(jobs: list[Job], position: Position | None, runtime: RuntimeState, base_url: str) -> dict[str, Any]:
-    return present_page((present_job(job, base_url=base_url, storage=runtime.storage) for job in jobs), position)
 
 
 @router.get("/generations/{job_id}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.doctor.examine import examine
 from gateway.errors import StorageUnavailable, Unavailable
-from gateway.routes.deps import Admin, FullReport, Runtime
+from gateway.routes.deps import Admin, FullReport, IsOperator, Runtime
 from gateway.runtime import Runtime as RuntimeState
 from gateway.streams import EventStream
 
@@ -27,31 +27,38 @@ async def get_health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def _check_redis(runtime: RuntimeState) -> str | None:
+class Check(NamedTuple):
+    """A part that cannot be used: its code for everybody, and words that name hosts and instances for admins."""
+
+    code: str
+    message: str
+
+
+async def _check_redis(runtime: RuntimeState) -> Check | None:
     try:
         await runtime.store.depth()
     except Unavailable as error:
-        return error.message
+        return Check(error.code, error.message)
     return None
 
 
-async def _check_storage(runtime: RuntimeState) -> str | None:
+async def _check_storage(runtime: RuntimeState) -> Check | None:
     try:
         await runtime.storage.check()
     except StorageUnavailable as error:
-        return error.message
+        return Check(error.code, error.message)
     return None
 
 
-async def _check_instances(runtime: RuntimeState) -> str | None:
+async def _check_instances(runtime: RuntimeState) -> Check | None:
     try:
         facts = await runtime.registry.all()
     except Unavailable as error:
-        return error.message
+        return Check(error.code, error.message)
     if any(fact.state == "up" for fact in facts):
         return None
     said = "; ".join(f"{fact.id}: {fact.last_error or fact.state}" for fact in facts)
-    return said or "no instance has been seen yet"
+    return Check("no_instance", said or "no instance has been seen yet")
 
 
 async def _beat() -> AsyncGenerator[bytes, None]:
@@ -68,8 +75,8 @@ async def get_stream() -> EventStream:
 
 
 @router.get("/ready", responses={503: {"description": "Names the parts that are out of reach"}})
-async def get_ready(runtime: Runtime, response: Response, full: FullReport) -> dict[str, Any]:
-    """Redis, S3 and at least one instance are usable; names what is not. For admins `full` adds what the doctor finds."""
+async def get_ready(runtime: Runtime, response: Response, full: FullReport, is_operator: IsOperator) -> dict[str, Any]:
+    """Redis, S3 and at least one instance are usable; names what is not: by code, for admins in words. `full`: what the doctor finds."""
     if full:
         findings = await examine(runtime.settings)
         ready = not any(finding.state == "fault" for finding in findings)
@@ -82,7 +89,8 @@ async def get_ready(runtime: Runtime, response: Response, full: FullReport) -> d
     }
     ready = not any(faults.values())
     response.status_code = 200 if ready else 503
-    return {"ready": ready, "checks": {name: fault or "ok" for name, fault in faults.items()}}
+    told = {name: "ok" if fault is None else fault.message if is_operator else fault.code for name, fault in faults.items()}
+    return {"ready": ready, "checks": told}
 
 
 @router.get("/metrics", response_class=Response)

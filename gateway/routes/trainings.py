@@ -91,9 +91,9 @@ async def list_trainings(
     dataset: str | None = None,
     created_after: Annotated[str | None, Query(description="RFC 3339 time")] = None,
 ) -> dict[str, Any]:
-    """The caller's trainings, newest first. `next_cursor` is null on the last page."""
+    """The caller's trainings, newest first. `next_cursor` is null on the last page; one that is filtered may hold fewer, or none."""
     wanted = TrainingFilter(object_, status, base, lora, dataset, parse_time(created_after))
-    jobs, position = await runtime.trainings.page(caller, wanted, page.behind, page.limit)
+    jobs, position = await runtime.trainings.page(caller, wanted, page)
     return present_page((present_training(job, base_url=base_url) for job in jobs), position)
 
 

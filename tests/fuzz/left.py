@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import httpx
@@ -44,7 +44,7 @@ UNPAGED = ("/v1/instances", "/v1/loras")
 # Redis keys that stay for ever: what a deployment is, has measured, and what waits for a trainer worker, of which there is none here.
 # All others belong to something, and go with it or by themselves.
 KEPT = (
-    *("state_version", "ticket_secret", "keys", "keys:version", "fleet", "instances", "loras", "withdrawn", "base_models_used"),
+    *("state_version", "ticket_secret", "keys", "keys:version", "limits:*", "fleet", "instances", "loras", "withdrawn", "base_models_used"),
     *("measured:*", "warm:*", "sequence", "turn", "feed"),
     *("rq:queues", "rq:queue:training", "rq:queue:imports", "rq:job:*"),
 )
@@ -67,7 +67,7 @@ def walk(http: httpx.Client, path: str, **query: str) -> Iterator[dict[str, Any]
     """All that a list tells, page by page."""
     cursor: str | None = None
     while True:
-        paging = {} if path in UNPAGED else {"limit": 100, **({"cursor": cursor} if cursor else {})}
+        paging: dict[str, Any] = {} if path in UNPAGED else {"limit": 100, **({"cursor": cursor} if cursor else {})}
         page = http.get(path, params={**paging, **query}).json()
         yield from page["data"]
         cursor = page.get("next_cursor")
@@ -99,7 +99,9 @@ def look_at_motion(target: Target) -> Iterator[str]:
             yield from (f"{key}: {connection.type(key)}" for key in connection.scan_iter(f"fluxgate:{pattern}"))
     queue = httpx.get(f"{target.engine.url}/queue").json()
     yield from (f"the engine's {name}: {len(prompts)}" for name, prompts in queue.items() if prompts)
-    yield from (f"{path} in the engine's input" for path in (target.engine.base_dir / "input").rglob("*") if path.is_file())
+    # ComfyUI has no route that deletes: files stay, with nothing in them.
+    sent = [path for path in (target.engine.base_dir / "input").rglob("*") if path.is_file() and path.stat().st_size]
+    yield from (f"{path} in the engine's input" for path in sent)
 
 
 def delete_all(target: Target) -> Iterator[str]:
@@ -130,12 +132,12 @@ def delete_shared(target: Target) -> Iterator[str]:
 
 def find_passing(connection: redis.Redis) -> tuple[set[str], set[str]]:
     """(objects in the bucket, keys in Redis) that go by themselves when their time is over: garbage, and what was made of uploads."""
-    objects, keys = set(connection.zrange("fluxgate:garbage", 0, -1)), {"garbage"}
-    for asset, expires_ms in connection.zrange("fluxgate:assets", 0, -1, withscores=True):
-        record = connection.hgetall(f"fluxgate:asset:{asset}")
-        if not json.loads(record["record"])["is_listed"] and expires_ms < (time.time() + LONGEST_S) * 1000:
-            objects.add(record["key"])
-            keys |= {"assets", "blobs:admin", f"asset:{asset}", f"blob:{record['key']}"}
+    objects, keys = set(cast(list[str], connection.zrange("fluxgate:garbage", 0, -1))), {"garbage"}
+    for asset in cast(list[str], connection.zrangebyscore("fluxgate:assets", 0, (time.time() + LONGEST_S) * 1000)):
+        record, key = cast(list[str | None], connection.hmget(f"fluxgate:asset:{asset}", "record", "key"))
+        if record and key and not json.loads(record)["is_listed"]:
+            objects.add(key)
+            keys |= {"assets", "blobs:admin", f"asset:{asset}", f"blob:{key}"}
     return objects, keys
 
 
