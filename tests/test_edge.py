@@ -25,7 +25,7 @@ from gateway.telemetry import JsonFormatter
 from local.child import pick_free_port
 from local.services import Gateway, S3Server
 from tests.callers import as_caller, make_key
-from tests.deployment import describe_deployment, make_gateway, running
+from tests.deployment import describe_deployment, make_gateway, running, wait_for_answers
 
 FRIEND = "https://studio.example"
 
@@ -227,14 +227,57 @@ def test_a_head_without_end_is_cut_off(hasty: str) -> None:
     assert exchange(hasty, endless, *[b"a" * 16384] * 40) == b""
 
 
-def test_with_keys_any_name_and_any_page_may_ask_for_the_key_is_no_browsers_to_send(gateway: Gateway) -> None:
+@pytest.fixture(scope="module")
+def admin_key(gateway: Gateway) -> str:
+    """The first: from now on the gateway asks for one."""
     with as_caller(gateway.url, None) as nobody:
-        key = make_key(nobody, "admin")["key"]
-    assert ask(gateway, Host="any.example").status_code == 401
-    assert ask(gateway, Host="any.example", Origin="https://evil.example", Authorization=f"Bearer {key}").status_code == 200
+        return str(make_key(nobody, "admin")["key"])
 
 
-def test_a_strangers_body_is_not_read(gateway: Gateway) -> None:
+def test_with_keys_any_page_may_ask_for_the_key_is_no_browsers_to_send(gateway: Gateway, admin_key: str) -> None:
+    assert ask(gateway, Host="gpu-box.lan").status_code == 401
+    assert ask(gateway, Host="gpu-box.lan", Origin="https://evil.example", Authorization=f"Bearer {admin_key}").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["gpu-box.lan", "GPU-BOX.lan:8000", "10.0.0.1:8000", "[fd00::1]", "localhost:1"])
+def test_links_are_made_of_names_that_are_allowed_and_of_addresses(gateway: Gateway, admin_key: str, host: str) -> None:
+    body = {"content_type": "image/png", "size_bytes": 1, "sha256": "0" * 64}
+    answer = httpx.post(f"{gateway.url}/v1/uploads", json=body, headers={"Host": host, "Authorization": f"Bearer {admin_key}"})
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["location"].startswith(f"http://{host}/v1/uploads/")
+    assert answer.json()["urls"]["self"] == answer.headers["location"]
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "gpu-box.lan.evil.example", "gpu-box.lan@evil.example", "gpu-box.lan/x", "a b", "[", "x:1:2", '"><script>']
+)
+def test_a_name_that_is_not_allowed_becomes_no_link(gateway: Gateway, admin_key: str, host: str) -> None:
+    """With keys too, where ALLOWED_HOSTS names any: an answer could reach somebody else by a cache, and its links lead there."""
+    for headers in ({}, {"Authorization": f"Bearer {admin_key}"}):
+        answer = httpx.get(f"{gateway.url}/v1/loras", headers={"Host": host, **headers})
+        assert (answer.status_code, read_code(answer)) == (403, "foreign_host")
+
+
+def test_outsiders_are_told_which_part_is_out_of_reach_and_admins_in_what_words(
+    redis_server: str, s3_server: S3Server, engine: str, tmp_path: Path
+) -> None:
+    admin = "an-admin-key-for-a-gateway-without-storage"
+    nowhere = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{pick_free_port()}", "ADMIN_KEY": admin}
+    gateway = make_gateway(tmp_path, describe_deployment(redis_server, s3_server, engine) | nowhere)
+    gateway.start()
+    try:
+        wait_for_answers(gateway)
+        wrong = {"Authorization": "Bearer fg_000000000000_wrong"}
+        told = [ask(gateway, "/ready", **headers) for headers in ({}, wrong, {"Authorization": f"Bearer {admin}"})]
+    finally:
+        gateway.stop()
+    assert [answer.status_code for answer in told] == [503] * 3
+    assert [answer.json()["checks"]["storage"] for answer in told] == ["storage_unavailable"] * 2 + [
+        "S3 did not do it: EndpointConnectionError"
+    ]
+
+
+def test_a_strangers_body_is_not_read(gateway: Gateway, admin_key: str) -> None:
     """It is refused although the rest never comes."""
     line = b"POST /v1/generations HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     head = line + b"Content-Type: application/json\r\nContent-Length: 900000\r\n\r\n"

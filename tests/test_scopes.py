@@ -83,6 +83,8 @@ def test_a_route_that_says_nothing_is_found() -> None:
         ("/v1/trainings", "train"),
         ("/v1/trainings/{job_id}/events", "train"),
         ("/v1/trainings/{job_id}/ws", "train"),
+        ("/v1/trainings/{job_id}/webhook/replay", "train"),
+        ("/v1/trainings/{job_id}/ticket", "train"),
         ("/v1/instances", "admin"),
         ("/v1/keys", "admin"),
         ("/metrics", "admin"),

@@ -189,6 +189,19 @@ def test_a_file_goes_straight_to_s3(datasets: Datasets) -> None:
     assert datasets.http.get(f"{UPLOADS}/{promise['id']}").json()["status"] == "pending"
 
 
+@pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "video/mp4", "application/zip"])
+def test_what_was_sent_is_held_to_its_type_when_it_is_first_used(datasets: Datasets, content_type: str) -> None:
+    """A page that was promised as a picture: S3 takes it, for its length and hash are right."""
+    body = f"<script>alert('{content_type}')</script>".encode()
+    promise = promise_of(datasets, body, content_type=content_type).json()
+    assert httpx.put(promise["url"], content=body, headers={**promise["headers"], "Content-Type": "text/html"}).status_code == 403
+    assert httpx.put(promise["url"], content=body, headers=promise["headers"]).status_code == 200
+    used = datasets.http.post(DATASETS, json={"name": "x", "uploads": [{"id": promise["id"], "name": "a.png"}]})
+    error = read_error(used, 422, "upload_mismatch")
+    assert error["details"]["content_type"] == content_type
+    assert datasets.http.get(f"{UPLOADS}/{promise['id']}").json()["content_url"] is None
+
+
 def test_a_small_file_is_ready_at_once_and_found_in_the_list(datasets: Datasets) -> None:
     body = picture(4)
     upload = send_form(datasets, body, "..\\..\\b.jpg")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 
+from gateway.jobs.model import now_ms
 from tests.journeys.api import Api
 
 GENERATIONS = "/v1/generations"
@@ -75,3 +78,27 @@ def test_a_cursor_from_far_away_is_an_empty_page(api: Api) -> None:
     for place in (b"-5:x", b"0:", b"0:\x00"):
         cursor = base64.urlsafe_b64encode(place).decode()
         assert api.http.get(GENERATIONS, params={"cursor": cursor}).json() == {"data": [], "next_cursor": None}
+
+
+@pytest.fixture
+def long_history(api: Api, redis_server: str) -> Iterator[list[str]]:
+    """A caller whose newest 2,500 records have expired, and an older job."""
+    job = api.run(workflow="trivial", color=3)
+    names = {f"gen_{number:08x}": now_ms() + number for number in range(2500)}
+    with redis.Redis.from_url(redis_server) as connection:
+        connection.zadd("fluxgate:jobs:local", dict(names))
+        connection.zadd("fluxgate:trainings:local", dict(names))
+        yield [job["id"]]
+        connection.zrem("fluxgate:jobs:local", *names)
+        connection.delete("fluxgate:trainings:local")
+
+
+def test_a_filter_that_fits_nothing_does_not_walk_a_whole_history(api: Api, long_history: list[str]) -> None:
+    """It says where to go on instead; who goes on finds what is there."""
+    pages = walk(api, workflow="trivial", limit=100)
+    assert [len(page) for page in pages[:2]] == [0, 0]
+    assert long_history[0] in pages[2]
+    for path, name in (("/v1/trainings", "data"), ("/api/v2/jobs?metadata[a]=b", "jobs")):
+        answer = api.http.get(path).json()
+        assert answer[name] == []
+        assert answer["next_cursor"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +22,16 @@ from PIL import Image, ImageChops, ImageDraw
 
 from local.services import S3Server
 from tests.dataset_api import read_error
-from tests.deployment import describe_deployment, make_gateway, running
+from tests.deployment import WORKFLOWS_DIR, describe_deployment, make_gateway, running
 from tests.journeys.api import Api, Job, fetch, open_picture, wait_until
 
 STAR = Path(__file__).parents[1] / "data" / "tinyflux" / "red_circle.png"
 QUICK: dict[str, Any] = {"prompt": "a green star on a yellow background", "steps": 6, "seed": 5}
 # Below the limit of 64 kB that other bodies have here.
 MAX_PICTURE_BODY_BYTES = 400_000
+# Two of them fit into what one request may have fetched, three do not.
+HEAVY_BYTES = 50 << 20
+ALBUM = ("first", "second", "third", "fourth", "fifth")
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ def site() -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            body = STAR.read_bytes() if self.path.startswith("/star.png") else b"<html>no</html>"
+            body = STAR.read_bytes() if self.path.startswith(("/star.png", "/heavy.png")) else b"<html>no</html>"
+            body += bytes(HEAVY_BYTES if self.path.startswith("/heavy.png") else 0)
             self.send_response(200)
             self.send_header("Content-Type", "image/png")
             self.send_header("Content-Length", str(len(body)))
@@ -60,11 +66,33 @@ def site() -> Iterator[Site]:
         server.shutdown()
 
 
+def write_album(folder: Path) -> None:
+    """A workflow that takes five pictures and gives them back."""
+    nodes: dict[str, Any] = {}
+    for number, name in enumerate(ALBUM):
+        nodes[str(number)] = {"class_type": "LoadImage", "inputs": {"image": "x.png"}, "_meta": {"title": name}}
+        save = {"filename_prefix": "x", "images": [str(number), 0]}
+        nodes[str(number + 10)] = {"class_type": "SaveImage", "inputs": save, "_meta": {"title": f"save {name}"}}
+    bindings = 'title = "Album"\ndescription = "Five pictures."\noutputs = ["save first"]\n'
+    bindings += "".join(f'[parameters.{name}]\ntype = "image"\nhelp = "A picture."\n' for name in ALBUM)
+    bindings += "[bindings]\n" + "".join(
+        f'"{name}.image" = "{{{{ {name} }}}}"\n"save {name}.filename_prefix" = "{{{{ job_id }}}}/{name}"\n' for name in ALBUM
+    )
+    folder.mkdir()
+    (folder / "graph.json").write_text(json.dumps(nodes))
+    (folder / "bindings.toml").write_text(bindings)
+    (folder / "example.json").write_text(json.dumps(dict.fromkeys(ALBUM, "https://example.com/a.png")))
+
+
 @pytest.fixture(scope="module")
 def api(redis_server: str, s3_server: S3Server, engine: str, site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with redis.Redis.from_url(redis_server) as connection:
         connection.flushall()
+    workflows = tmp_path_factory.mktemp("workflows")
+    shutil.copytree(WORKFLOWS_DIR, workflows, dirs_exist_ok=True)
+    write_album(workflows / "album")
     changes = {
+        "WORKFLOWS_DIR": str(workflows),
         "ALLOW_PRIVATE_URLS": site.url.removeprefix("http://"),
         "CACHE_TTL_S": "3600",
         "MAX_BODY_BYTES": "65536",
@@ -229,6 +257,32 @@ def test_pictures_that_are_refused(api: Api, site: Site) -> None:
     mask = upload(api, to_png(middle_mask().resize((200, 100))))
     error = read_error(ask(api, workflow="flux-fill", image=upload(api, STAR.read_bytes()), mask=mask), 422, "picture_refused")
     assert error["details"] == {"parameter": "mask", "reason": "mask_of_another_size"}
+
+
+def test_a_request_is_no_way_to_have_many_things_fetched(api: Api, site: Site) -> None:
+    site.asked.clear()
+    same = api.http.post("/v1/generations", json={"workflow": "album", **dict.fromkeys(ALBUM, f"{site.url}/star.png?same")})
+    assert (same.status_code, site.asked) == (202, ["/star.png?same"]), same.text
+    site.asked.clear()
+    urls = {name: f"{site.url}/star.png?{name}" for name in ALBUM}
+    error = read_error(api.http.post("/v1/generations", json={"workflow": "album", **urls}), 422, "picture_refused")
+    assert error["details"] == {"parameter": "fifth", "reason": "too_many_urls"}
+    assert len(site.asked) == 4
+    heavy = {name: f"{site.url}/heavy.png?{name}" for name in ALBUM}
+    error = read_error(api.http.post("/v1/generations", json={"workflow": "album", **heavy}), 422, "url_failed")
+    assert (error["details"]["parameter"], "larger than" in error["message"]) == ("third", True)
+
+
+def test_in_a_batch_pictures_are_uploads_alone(api: Api, site: Site) -> None:
+    """A thousand items would be a thousand downloads."""
+    site.asked.clear()
+    for image in (f"{site.url}/star.png", to_data_url(STAR.read_bytes())):
+        body = {"workflow": "flux-img2img", "parameters": QUICK, "items": [{"image": image}]}
+        error = read_error(api.http.post("/v1/batches", json=body), 422, "upload_needed")
+        assert (error["details"]["parameter"], error["details"]["allowed"]) == ("image", "an upload id")
+    assert site.asked == []
+    body = {"workflow": "flux-img2img", "parameters": QUICK, "items": [{"image": upload(api, STAR.read_bytes())}]}
+    assert api.http.post("/v1/batches", json=body).status_code == 202
 
 
 def test_places_that_are_not_gone_to(api: Api) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import boto3
+import httpx
 import pytest
 import redis
 from PIL import Image
@@ -158,6 +159,23 @@ def test_the_same_graph_makes_the_same_pixels_again(api: Api) -> None:
     assert [picture["max_difference"] for picture in found["pictures"]] == [0.0, 0.0]
     assert found["changed"] == {}
     assert found["unverified"]
+
+
+def test_a_reproduction_with_a_key_runs_once(api: Api) -> None:
+    job = api.run(workflow="trivial", color=5)
+    other = api.run(workflow="trivial", color=6)
+
+    def ask(job_id: str) -> httpx.Response:
+        return api.http.post(f"/v1/generations/{job_id}/reproduce", headers={"Idempotency-Key": "once"})
+
+    first, second = ask(job["id"]), ask(job["id"])
+    assert (first.status_code, first.headers.get("idempotency-replayed")) == (202, None)
+    assert (second.status_code, second.headers.get("idempotency-replayed"), second.json()) == (202, "true", first.json())
+    reused = ask(other["id"])
+    assert (reused.status_code, reused.json()["error"]["code"]) == (422, "idempotency_key_reuse")
+    api.wait(first.json()["id"])
+    api.http.delete(f"/v1/generations/{job['id']}")
+    assert ask(job["id"]).json() == first.json(), "what was answered is answered again, whatever became of the first job"
 
 
 def test_other_pixels_are_told_with_how_far_off_they_are(api: Api, env: dict[str, str]) -> None:
