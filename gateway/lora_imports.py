@@ -106,9 +106,12 @@ class LoraImports:
         return Source(key=asset.key, name=name, size_bytes=asset.size_bytes)
 
     async def open(self, caller: Caller) -> dict[str, Job]:
-        """The caller's newest import of each name, those left out that have become a LoRA or were forgotten."""
+        """The caller's newest import of each name, those left out that have become a LoRA. One whose record is gone is forgotten."""
         noted = await self._loras.imports(caller.id)
         jobs = {job.id: job for job in await self._trainings.load_many(noted.values())}
+        for name, job_id in noted.items():
+            if job_id not in jobs:
+                await self._loras.forget_import(caller.id, name, job_id)
         found = {name: jobs[job_id] for name, job_id in noted.items() if job_id in jobs}
         return {name: job for name, job in found.items() if job.status is not JobStatus.SUCCEEDED}
 
@@ -119,5 +122,5 @@ class LoraImports:
             return False
         await self._trainings.cancel(job.id)
         await self._loras.forget_source(job.id)
-        await self._loras.forget_import(caller.id, name)
+        await self._loras.forget_import(caller.id, name, job.id)
         return True

@@ -61,6 +61,11 @@ class Source(BaseModel):
 SOURCE_TTL_S = 7 * 24 * 3600
 
 _LORAS = TypeAdapter(list[Lora])
+# ARGV: caller, name, job id.
+_FORGET_IMPORT = """
+local imports = 'fluxgate:imports:' .. ARGV[1]
+if redis.call('HGET', imports, ARGV[2]) == ARGV[3] then redis.call('HDEL', imports, ARGV[2]) end
+"""
 
 
 def describe_lora(file: str, metadata: dict[str, Any]) -> Lora:
@@ -91,7 +96,7 @@ class LoraRegistry:
     """What the instances list, merged by file. Raises RedisUnavailable."""
 
     def __init__(self, redis: RedisClient) -> None:
-        self._redis = redis
+        self._redis, self._forget_import = redis, redis.register_script(_FORGET_IMPORT)
 
     @translate_redis
     async def publish(self, instance: str, loras: list[Lora]) -> None:
@@ -166,8 +171,9 @@ class LoraRegistry:
         return {name.decode(): job_id.decode() for name, job_id in (await self._redis.hgetall(f"fluxgate:imports:{caller}")).items()}
 
     @translate_redis
-    async def forget_import(self, caller: str, name: str) -> None:
-        await self._redis.hdel(f"fluxgate:imports:{caller}", name)
+    async def forget_import(self, caller: str, name: str, job_id: str) -> None:
+        """Forget it, unless a newer one has the name by now."""
+        await self._forget_import(args=[caller, name, job_id])
 
     @translate_redis
     async def published(self) -> list[Lora]:
