@@ -15,7 +15,7 @@ from pathlib import Path
 
 import aiohttp
 
-from bench import costs, gap, instances, keys, overhead, relay
+from bench import costs, gap, instances, keys, memory, overhead, relay
 from bench.caller import BenchFailure
 from local.child import ChildError
 
@@ -24,6 +24,7 @@ BENCHES: dict[str, Callable[[Path, float], Awaitable[None]]] = {
     "keys": keys.run,
     "gap": gap.run,
     "costs": costs.run,
+    "memory": memory.run,
     "relay": relay.run,
     "instances": instances.run,
 }

@@ -15,6 +15,7 @@ from gateway.instances import InstanceFacts, InstanceRegistry
 from gateway.jobs.model import now_ms
 from gateway.jobs.store import JobStore
 from gateway.jobs.trainings import TrainingStore
+from gateway.redis_client import RedisClient, read_memory, translate_redis
 from gateway.settings import Settings
 from gateway.telemetry import Metrics
 from gateway.trainer_machines import TrainerMachines
@@ -28,9 +29,15 @@ class StateGauges:
     """Fills the gauges of `metrics` that are about state, and prints all metrics of the process."""
 
     def __init__(
-        self, metrics: Metrics, store: JobStore, trainings: TrainingStore, machines: TrainerMachines, registry: InstanceRegistry
+        self,
+        metrics: Metrics,
+        redis: RedisClient,
+        store: JobStore,
+        trainings: TrainingStore,
+        machines: TrainerMachines,
+        registry: InstanceRegistry,
     ) -> None:
-        self._metrics, self._store, self._trainings = metrics, store, trainings
+        self._metrics, self._redis, self._store, self._trainings = metrics, redis, store, trainings
         self._machines, self._registry = machines, registry
 
     async def render(self) -> bytes:
@@ -38,7 +45,7 @@ class StateGauges:
         try:
             depth, oldest_ms = await self._store.depth(), await self._store.oldest_ms()
             unfinished, trainers = await self._trainings.count_unfinished(), len(await self._machines.all())
-            facts = await self._registry.all()
+            facts, memory = await self._registry.all(), await _ask_memory(self._redis)
             used = await asyncio.gather(*(self._store.slots_used(instance.id) for instance in facts))
         except RedisUnavailable as error:
             log.warning("state not read for a scrape", extra={"error": error.message})
@@ -48,6 +55,8 @@ class StateGauges:
             self._forget()
             metrics = self._metrics
             metrics.redis_up.set(1)
+            metrics.redis_used.set(memory[0])
+            metrics.redis_limit.set(memory[1])
             metrics.queue_depth.set(depth)
             metrics.queue_oldest_s.set(max(0, now_ms() - oldest_ms) / 1000 if oldest_ms is not None else 0)
             metrics.trainers.set(trainers)
@@ -60,7 +69,7 @@ class StateGauges:
     def _forget(self) -> None:
         metrics = self._metrics
         metrics.redis_up.set(0)
-        for number in (metrics.queue_depth, metrics.queue_oldest_s, metrics.trainers):
+        for number in (metrics.queue_depth, metrics.queue_oldest_s, metrics.trainers, metrics.redis_used, metrics.redis_limit):
             number.set(math.nan)
         for gauge in (metrics.trainings, *metrics.of_instances):
             gauge.clear()
@@ -74,6 +83,11 @@ class StateGauges:
         for gauge, size_bytes in ((metrics.vram_total, facts.vram_total_bytes), (metrics.vram_free, facts.vram_free_bytes)):
             if size_bytes is not None:
                 gauge.labels(facts.id).set(size_bytes)
+
+
+@translate_redis
+async def _ask_memory(redis: RedisClient) -> tuple[int, int]:
+    return read_memory(await redis.info("memory"))
 
 
 def build_metrics_app(gauges: StateGauges, is_ready: Callable[[], bool]) -> web.Application:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -226,6 +226,12 @@ def translate_redis(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P
             raise RedisUnavailable(f"Redis did not answer: {error}") from error
 
     return wrapped
+
+
+def read_memory(info: Mapping[str, Any]) -> tuple[int, int]:
+    """(bytes used, bytes there are) by Redis's own word; 0 where a managed Redis does not say."""
+    limit = int(info.get("maxmemory", 0)) or int(info.get("total_system_memory", 0))
+    return int(info.get("used_memory", 0)), limit
 
 
 async def read_index(redis: RedisClient, index: str, before: tuple[int, str] | None, limit: int) -> list[tuple[int, str]]:

@@ -179,7 +179,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         training_store = TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits)
         hub = HubAccess(settings.hf_endpoint, settings.hf_token)
         machines = TrainerMachines(redis)
-        gauges = StateGauges(metrics, store, training_store, machines, registry)
+        gauges = StateGauges(metrics, redis, store, training_store, machines, registry)
         trainings = Trainings(settings, catalog, training_store, datasets, machines, hub)
         batch_store = BatchStore(redis, ttl_s=settings.job_ttl_s, per_caller=settings.max_batches_per_caller)
         batches = Batches(batch_store, store, admission, registry, feed)

@@ -94,6 +94,8 @@ class Metrics:
     def _add_state(self) -> None:
         """What is read from Redis at each scrape. No number is better than an old one."""
         self.redis_up = Gauge("fluxgate_redis_up", "1 while Redis answers", registry=self.registry)
+        self.redis_used = self._gauge("fluxgate_redis_used_bytes", "Memory that Redis uses")
+        self.redis_limit = self._gauge("fluxgate_redis_limit_bytes", "Its maxmemory, or else all memory of its machine")
         self.queue_depth = self._gauge("fluxgate_queue_depth", "Jobs that wait for a slot")
         self.queue_oldest_s = self._gauge("fluxgate_queue_oldest_seconds", "Age of the job that waits longest; 0 when none does")
         self.trainers = self._gauge("fluxgate_trainers", "Trainer workers that report")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import gap, instances, overhead, relay
+from bench import gap, instances, memory, overhead, relay
 from bench.caller import BenchFailure
 from bench.listeners import Report
 from bench.measure import Summary, summarize
@@ -40,6 +40,14 @@ async def test_overhead_checks_what_it_gets(tmp_path: Path) -> None:
     async with overhead.open_ways(tmp_path) as ways:
         await overhead.measure(ways, 64, blocks=1, one_by_one=2, parallel=4)
         assert "over raw p50 ms" in overhead.report(ways, 64)
+
+
+async def test_memory_tells_what_a_job_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    await memory.run(tmp_path, 0.01)
+    titles, figures, _ = capsys.readouterr().out.splitlines()
+    assert titles.split()[-4:] == ["job", "job", "graph", "events"]
+    whole, *parts = map(int, figures.split()[-4:])
+    assert sum(parts) / 2 < whole < 2 * sum(parts)
 
 
 def test_percentiles_are_nearest_ranks() -> None:

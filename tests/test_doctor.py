@@ -94,6 +94,16 @@ async def test_redis_that_evicts(own_redis: str) -> None:
     configure(own_redis, maxmemory_policy="noeviction")
 
 
+async def test_redis_that_is_nearly_full(own_redis: str) -> None:
+    with sync_redis.Redis.from_url(own_redis) as connection:
+        used = int(connection.info("memory")["used_memory"])
+    configure(own_redis, maxmemory=str(int(used * 1.02)), maxmemory_policy="noeviction")
+    require(await look_at_redis(own_redis), "redis.memory", "MB of", "JOB_TTL_S")
+    configure(own_redis, maxmemory=str(int(used * 1.4)))
+    require(await look_at_redis(own_redis), "redis.memory", "MB of", "JOB_TTL_S", "warning")
+    configure(own_redis, maxmemory="0")
+
+
 async def test_a_state_of_a_newer_program(own_redis: str) -> None:
     with sync_redis.Redis.from_url(own_redis) as connection:
         connection.set("fluxgate:state_version", 99)

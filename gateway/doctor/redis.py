@@ -8,12 +8,16 @@ from typing import Any
 
 from gateway.doctor.finding import Finding, fault, skip, warn, well
 from gateway.errors import RedisUnavailable
-from gateway.redis_client import RedisClient, translate_redis
+from gateway.redis_client import RedisClient, read_memory, translate_redis
 from gateway.state_version import STATE_VERSION, StateRefused, read_version, require_known
 
 PINGS = 20
 SLOW_MS = 5.0
 LEAST_VERSION = (6, 2)
+MB = 1_000_000
+# A full one refuses jobs; one that fills its machine is killed. Rewriting the append-only file takes room beside what is used.
+FULL_SHARE, DOUBTFUL_SHARE = 0.9, 0.6
+_MEMORY = "Give Redis more memory, or keep finished jobs for less than JOB_TTL_S: docs/scaling.md tells what a job takes."
 
 
 async def examine_redis(redis: RedisClient) -> list[Finding]:
@@ -22,7 +26,13 @@ async def examine_redis(redis: RedisClient) -> list[Finding]:
     except RedisUnavailable as error:
         return [fault("redis.reach", error.message, "Start Redis, or set REDIS_URL to where it listens, with its password.")]
     findings = [well("redis.reach", "answers"), _judge_version(str(info.get("valkey_version") or info.get("redis_version") or "0"))]
-    findings += [_judge_persistence(info), _judge_memory(info), _judge_latency(latency_ms), await _judge_state(redis)]
+    findings += [
+        _judge_persistence(info),
+        _judge_eviction(info),
+        _judge_memory(info),
+        _judge_latency(latency_ms),
+        await _judge_state(redis),
+    ]
     return findings
 
 
@@ -53,6 +63,16 @@ def _judge_persistence(info: dict[str, Any]) -> Finding:
 
 
 def _judge_memory(info: dict[str, Any]) -> Finding:
+    used, limit = read_memory(info)
+    if not limit:
+        return skip("redis.memory", "does not say how much memory there is")
+    said = f"uses {used / MB:.0f} MB of {limit / MB:.0f} MB"
+    if used > FULL_SHARE * limit:
+        return fault("redis.memory", said, _MEMORY)
+    return warn("redis.memory", said, _MEMORY) if used > DOUBTFUL_SHARE * limit else well("redis.memory", said)
+
+
+def _judge_eviction(info: dict[str, Any]) -> Finding:
     policy, limit = str(info.get("maxmemory_policy", "noeviction")), int(info.get("maxmemory", 0))
     remedy = "Set maxmemory-policy noeviction: what Redis evicts here are jobs and keys."
     if policy == "noeviction":
