@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -52,6 +54,34 @@ def test_versions_are_pinned_in_one_file() -> None:
     assert declared - PER_BUILD == set(versions) - images_of_others
     for service in read_compose("compose.yaml", **dict.fromkeys(images_of_others, "from-versions-env")).values():
         assert service["image"].startswith(("from-versions-env", "fluxgate/"))
+
+
+def test_digests_are_pinned_where_a_registry_can_be_asked(tmp_path: Path) -> None:
+    """By the target itself, with a docker that answers as the registry would."""
+    (tmp_path / "docker").mkdir()
+    file = tmp_path / "docker" / "versions.env"
+    for path in (ROOT / "Makefile", DOCKER / "versions.env"):
+        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    fake = tmp_path / "bin" / "docker"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\n[ "$1 $2 $3" = "buildx imagetools inspect" ] && printf %s "$4" | sha256sum | sed "s/^/sha256:/;s/ .*//"\n')
+    fake.chmod(0o755)
+    before = read_versions()
+
+    def pin() -> dict[str, str]:
+        env = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+        subprocess.run(["make", "docker-pin"], cwd=tmp_path, env=env, check=True, capture_output=True, timeout=30)
+        return dict(line.split("=", 1) for line in file.read_text().splitlines() if line and not line.startswith("#"))
+
+    pinned = pin()
+    for name, value in before.items():
+        image = value.partition("@")[0]
+        digest = f"@sha256:{hashlib.sha256(image.encode()).hexdigest()}"
+        assert pinned[name] == (image + digest if name.endswith("_IMAGE") else value)
+    assert pin() == pinned, "once more changes nothing"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        pin()
 
 
 def test_the_tested_simpletuner_is_the_one_in_the_image() -> None:
