@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any, Literal
 
 from comfy_workflows.catalog import Catalog
-from comfy_workflows.errors import UnknownBaseModel, UnknownWorkflow, WorkflowError
+from comfy_workflows.errors import WorkflowError
 from comfy_workflows.graph import Graph
 from comfy_workflows.render import LoraFile, render
 from comfy_workflows.workflow import Filled, Workflow
 from gateway.auth import Caller
 from gateway.dispatch.fleet import missing
-from gateway.errors import FluxgateError, NoInstance, NotFound, Unprocessable
+from gateway.errors import NoInstance
 from gateway.inputs import Brought, Inputs
 from gateway.instances import InstanceRegistry
 from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, Webhook, new_job_id, now_ms
@@ -29,6 +29,7 @@ from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
 from gateway.workflow_edits import WorkflowEdits
+from gateway.workflow_errors import translate_workflow_error
 
 Resolver = Callable[[Sequence[str]], Awaitable[list[Lora]]]
 
@@ -53,12 +54,6 @@ class Rendered:
     spec: JobSpec
     graph: Graph
     loras: tuple[Lora, ...] = ()
-
-
-def translate_workflow_error(error: WorkflowError) -> FluxgateError:
-    """The workflow library's errors in the gateway's tree."""
-    kind = NotFound if isinstance(error, UnknownWorkflow) else Unprocessable
-    return kind(error.message, code=error.code, hint=error.hint, details=error.details)
 
 
 def needs_of(graph: Graph, brought: Collection[str] = ()) -> Needs:
@@ -169,8 +164,6 @@ class Admission:
             ]
             brought = await self._inputs.bring(caller.id, workflow.images, filled.values)
             graph = render(workflow, replace(filled, values=filled.values | brought.files), job_id=job_id, loras=files)
-        except UnknownBaseModel as error:
-            raise Unprocessable(error.message, code=error.code, hint=error.hint, details=error.details) from error
         except WorkflowError as error:
             raise translate_workflow_error(error) from error
         return Rendered(self._spec(wish, caller, workflow, filled, found, brought, graph, job_id), graph, tuple(found))

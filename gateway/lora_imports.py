@@ -22,6 +22,7 @@ from gateway.loras import LoraRegistry, Source
 from gateway.outside import Outside
 from gateway.settings import Settings
 from gateway.training import Trainings
+from gateway.workflow_errors import translate_workflow_error
 
 IMPORT_S = 3600.0
 EXTENSION = ".safetensors"
@@ -89,7 +90,7 @@ class LoraImports:
         try:
             known = self._catalog.base_model(base_model)
         except WorkflowError as error:
-            raise Unprocessable(error.message, code=error.code, hint=error.hint, details=error.details) from error
+            raise translate_workflow_error(error) from error
         return next(iter(known.lora_families), known.family)
 
     async def _find(self, request: LoraImport, caller: Caller) -> Source:

@@ -11,7 +11,7 @@ from comfy_workflows.catalog import Catalog
 from comfy_workflows.errors import MissingAsset, WorkflowError
 from comfy_workflows.graph import Graph
 from comfy_workflows.raw import AssetUse, RawRules, prepare_raw
-from gateway.admission import Admission, needs_of, translate_workflow_error, without_names
+from gateway.admission import Admission, needs_of, without_names
 from gateway.assets import AssetStore
 from gateway.auth import Caller
 from gateway.comfy_v2 import parse_output_id
@@ -22,6 +22,7 @@ from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.store import JobStore
 from gateway.settings import Settings
 from gateway.storage import Storage
+from gateway.workflow_errors import translate_workflow_error
 
 # What such a job says where others name their workflow.
 RAW = "raw"

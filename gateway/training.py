@@ -30,6 +30,7 @@ from gateway.redis_client import IMPORT_QUEUE, TRAINING_QUEUE, enqueue_task
 from gateway.settings import Settings
 from gateway.trainer_machines import TrainerMachines
 from gateway.webhooks import WebhookField
+from gateway.workflow_errors import translate_workflow_error
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +247,7 @@ class Trainings:
         try:
             model = self._catalog.base_model(name)
         except WorkflowError as error:
-            raise Unprocessable(error.message, code=error.code, hint=error.hint, details=error.details) from error
+            raise translate_workflow_error(error) from error
         if model.family not in TRAINABLE:
             raise _refuse("base", name, f"a base model of family {', '.join(TRAINABLE)}", None)
         if self._settings.trainer == "tiny" and model.family != "tinyflux":

@@ -14,6 +14,7 @@ from gateway.errors import Conflict, NoInstance, NotFound, Unprocessable
 from gateway.instances import FleetRegistry, InstanceFacts, InstanceRegistry
 from gateway.jobs.model import Job
 from gateway.settings import Settings
+from gateway.workflow_errors import translate_workflow_error
 
 # Parameters that a picture is the smaller for.
 _SIZES = ("width", "height", "size", "steps", "num_images")
@@ -53,8 +54,7 @@ class Warmth:
     def _choose_workflow(self, base_model: str) -> Workflow:
         """One that needs nothing but this base model: the default one where it fits."""
         if base_model not in self._catalog.base_models:
-            error = UnknownBaseModel(base_model, self._catalog.base_models)
-            raise Unprocessable(error.message, code=error.code, hint=error.hint, details=error.details)
+            raise translate_workflow_error(UnknownBaseModel(base_model, self._catalog.base_models))
         names = [self._settings.default_workflow, *self._catalog.names()]
         for workflow in map(self._admission.workflow, names):
             if base_model in workflow.fitting_base_models() and not workflow.images:

@@ -33,8 +33,10 @@ LAYERS = {
     "gateway.preflight": 1,
     "gateway.preflight_rules": 1,
     "gateway.sigv4": 1,
+    "gateway.workflow_errors": 2,
     "gateway.redis_client": 1,  # the one door to Redis, below all that keep something there
     "gateway.jobs.gathering": 2,
+    "gateway.jobs.scripts": 2,
     "gateway.jobs.store": 2,
     "gateway.jobs.deliveries": 2,
     "gateway.jobs.events": 2,
@@ -122,6 +124,7 @@ FRIENDS = (
     ("gateway.jobs.batch_records", "gateway.jobs.records"),
     ("gateway.jobs.store", "gateway.jobs.events"),
     ("gateway.jobs.store", "gateway.jobs.gathering"),
+    ("gateway.jobs", "gateway.jobs.scripts"),
     ("gateway.jobs.trainings", "gateway.jobs.store"),
     ("gateway.jobs.batches", "gateway.jobs.store"),
     ("gateway.batch_request", "gateway.bodies"),

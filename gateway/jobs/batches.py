@@ -14,13 +14,12 @@ Keys (all begin with `fluxgate:`):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
-from typing import Any
 
 from gateway.errors import TooManyRequests
 from gateway.jobs.batch_records import PACKET, Archive, Batch, BatchSpec, pack, unpack
 from gateway.jobs.model import JobStatus
 from gateway.jobs.records import IdempotencyKey, Item, pair_up
+from gateway.jobs.scripts import load_scripts
 from gateway.jobs.store import IDEMPOTENCY_TTL_S, LONGEST_LIFE_S
 from gateway.redis_client import RedisClient, read_index, translate_redis
 
@@ -31,14 +30,8 @@ class BatchStore:
     def __init__(self, redis: RedisClient, *, ttl_s: int, per_caller: int) -> None:
         """`ttl_s`: how long a batch that has ended is kept; `per_caller`: unfinished batches of one caller."""
         self._redis, self._ttl_s, self._per_caller = redis, ttl_s, per_caller
-        folder = files("gateway.jobs") / "lua"
-        prelude = (folder / "_prelude.lua").read_text()
-
-        def script(name: str) -> Any:
-            return redis.register_script(prelude + (folder / f"{name}.lua").read_text())
-
-        self._create, self._look, self._cancel = script("create_batch"), script("look_batch"), script("cancel_batch")
-        self._delete, self._claim_chore = script("delete_batch"), script("claim_chore")
+        names = ("create_batch", "look_batch", "cancel_batch", "delete_batch", "claim_chore")
+        self._create, self._look, self._cancel, self._delete, self._claim_chore = load_scripts(redis, *names)
 
     @translate_redis
     async def create(self, spec: BatchSpec, items: Sequence[Item], webhook: str, key: IdempotencyKey | None) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from typing import NamedTuple
 
 from gateway.errors import Conflict, NotFound
 from gateway.jobs.model import Delivery, Job, Webhook, now_ms
 from gateway.jobs.records import decode_job, pair_up
+from gateway.jobs.scripts import load_scripts
 from gateway.redis_client import RedisClient, translate_redis
 
 LOG_LENGTH = 50
@@ -28,12 +28,7 @@ class DeliveryStore:
     def __init__(self, redis: RedisClient, *, clock: Callable[[], int] | None = None) -> None:
         """`clock` gives milliseconds; without one Redis's own clock decides."""
         self._redis, self._clock = redis, clock
-        folder = files("gateway.jobs") / "lua"
-        prelude = (folder / "_prelude.lua").read_text()
-        self._claim, self._settle, self._replay = (
-            redis.register_script(prelude + (folder / f"{name}.lua").read_text())
-            for name in ("claim_webhooks", "settle_webhook", "replay_webhook")
-        )
+        self._claim, self._settle, self._replay = load_scripts(redis, "claim_webhooks", "settle_webhook", "replay_webhook")
 
     def _now(self) -> str:
         return "" if self._clock is None else str(self._clock())

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 from gateway.errors import TooManyRequests
@@ -41,6 +40,7 @@ from gateway.jobs.records import (
     private_webhook,
     status_event,
 )
+from gateway.jobs.scripts import load_scripts
 from gateway.pricing import Measurement, read_measurement
 from gateway.redis_client import RedisClient, read_index, translate_redis
 
@@ -67,17 +67,12 @@ class JobStore:
         self._redis = redis
         self._ttl_s, self._cache_ttl_s, self._limits = ttl_s, cache_ttl_s, limits or Limits()
         self._clock = clock
-        folder = files("gateway.jobs") / "lua"
-        prelude = (folder / "_prelude.lua").read_text()
-
-        def script(name: str) -> Any:
-            return redis.register_script(prelude + (folder / f"{name}.lua").read_text())
-
-        self._create, self._peek, self._claim = script("create"), script("peek"), script("claim")
-        self._take_over, self._renew, self._update = script("take_over"), script("renew"), Gathering(script("update"))
-        self._finish, self._requeue, self._end_waiting_script = script("finish"), script("requeue"), script("end_waiting")
-        self._create_finished = script("create_finished")
-        self._delete, self._position = script("delete"), script("position")
+        self._create, self._create_finished, self._delete = load_scripts(redis, "create", "create_finished", "delete")
+        self._peek, self._claim, self._position, self._take_over = load_scripts(redis, "peek", "claim", "position", "take_over")
+        self._renew, self._finish, self._requeue, self._end_waiting_script = load_scripts(
+            redis, "renew", "finish", "requeue", "end_waiting"
+        )
+        self._update = Gathering(*load_scripts(redis, "update"))
 
     def _now(self) -> str:
         return "" if self._clock is None else str(self._clock())

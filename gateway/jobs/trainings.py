@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from importlib.resources import files
 
 from gateway.jobs.model import Job, JobSpec
 from gateway.jobs.records import Admitted, Claim, IdempotencyKey, Limits, decode_job, pair_up, private_webhook, status_event
+from gateway.jobs.scripts import load_scripts
 from gateway.jobs.store import JobStore
 from gateway.redis_client import RedisClient, read_index, translate_redis
 
@@ -21,12 +21,8 @@ class TrainingStore(JobStore):
 
     def __init__(self, redis: RedisClient, *, ttl_s: int, limits: Limits | None = None, clock: Callable[[], int] | None = None) -> None:
         super().__init__(redis, ttl_s=ttl_s, limits=limits, clock=clock)
-        folder = files("gateway.jobs") / "lua"
-        prelude = (folder / "_prelude.lua").read_text()
-        self._create_training, self._claim_training, self._lost_trainings = (
-            redis.register_script(prelude + (folder / f"{name}.lua").read_text())
-            for name in ("create_training", "claim_training", "lost_trainings")
-        )
+        names = ("create_training", "claim_training", "lost_trainings")
+        self._create_training, self._claim_training, self._lost_trainings = load_scripts(redis, *names)
 
     @translate_redis
     async def create_training(self, spec: JobSpec, *, key: IdempotencyKey | None = None) -> Admitted:

@@ -1,0 +1,15 @@
+"""The Lua scripts beside this file: each change of more than one key is one of them, with what all share before it."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from gateway.redis_client import RedisClient
+
+
+def load_scripts(redis: RedisClient, *names: str) -> tuple[Any, ...]:
+    """The scripts of these names, to be called with `args`."""
+    folder = files("gateway.jobs") / "lua"
+    prelude = (folder / "_prelude.lua").read_text()
+    return tuple(redis.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names)
