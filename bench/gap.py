@@ -48,7 +48,7 @@ class Trace:
 def _gateway_feed(caller: Caller, workflow: str) -> Feed:
     async def feed(jobs: int) -> None:
         async def make(color: int) -> None:
-            job = await caller.follow(await caller.submit({"workflow": workflow, "color": color % (1 << 24)}))
+            job = await caller.follow(await caller.submit({"workflow": workflow, "seed": color % (1 << 24)}))
             await caller.fetch_picture(job)
 
         await asyncio.gather(*(make(color) for color in itertools.islice(COLORS, jobs)))

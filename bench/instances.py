@@ -39,7 +39,7 @@ async def make_all(caller: Caller, jobs: int, run_s: float) -> None:
 
     async def make(number: int) -> None:
         async with turn:
-            job = await caller.submit({"workflow": "ticking", "color": number, "seconds": run_s})
+            job = await caller.submit({"workflow": "ticking", "seed": number, "seconds": run_s})
         await caller.follow_to_success(job)
 
     await asyncio.gather(*(make(number) for number in range(jobs)))

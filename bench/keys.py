@@ -34,7 +34,7 @@ async def _make_key(redis_url: str) -> str:
 
 def _way(name: str, caller: Caller, pids: dict[str, int]) -> Way:
     async def make(side: int, color: int, *, follows: bool) -> Any:
-        body = {"workflow": "trivial", "width": side, "height": side, "color": color}
+        body = {"workflow": "trivial", "width": side, "height": side, "seed": color}
         return await (caller.make_streaming(body) if follows else caller.make_waiting(body))
 
     return Way(name, partial(make, follows="stream" in name), caller.fetch_picture, pids)

@@ -104,7 +104,7 @@ def _ways(raw: RawClient, caller: Caller, servers: Servers, gateway_pid: int) ->
         return body
 
     def body(side: int, color: int) -> dict[str, Any]:
-        return {"workflow": "trivial", "width": side, "height": side, "color": color}
+        return {"workflow": "trivial", "width": side, "height": side, "seed": color}
 
     return [
         Way("raw client", make_raw, keep, pids),

@@ -75,7 +75,7 @@ async def _make_jobs(url: str, jobs: int, ticks: int, seconds: float) -> list[st
 
         async def make(number: int) -> dict[str, Any]:
             async with turn:
-                return await caller.submit({"workflow": "ticking", "color": number, "seconds": seconds, "ticks": ticks})
+                return await caller.submit({"workflow": "ticking", "seed": number, "seconds": seconds, "ticks": ticks})
 
         made = await asyncio.gather(*(make(number) for number in range(jobs)))
         for job in made:

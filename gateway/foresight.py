@@ -110,4 +110,5 @@ def _view(facts: InstanceFacts, catalog: Any) -> InstanceView:
         base_model=facts.base_model,
         lora_files=frozenset(facts.loras),
         catalog=catalog,
+        share=facts.slots,
     )

@@ -58,6 +58,16 @@ def test_nobody_waits_for_an_instance_that_takes_nothing_more() -> None:
     assert choose([just_came], [draining, instance("b")], LATER_MS) == Placement("one", "b", warm=False)
 
 
+def test_nothing_holds_more_than_its_share_while_another_could_run_it() -> None:
+    just_came = waiting("one", created_ms=LATER_MS)
+    quick = instance("a", "dev", free_slots=1, slots_used=2)
+    assert choose([just_came], [quick], LATER_MS) == Placement("one", "a", warm=True)
+    assert choose([just_came], [quick, instance("b", catalog=SCHNELL)], LATER_MS) == Placement("one", "a", warm=True)
+    assert choose([just_came], [quick, instance("b")], LATER_MS) is None, "it holds out for one that is warm, and no longer than ever"
+    assert choose([waiting("one")], [quick, instance("b")], LATER_MS) == Placement("one", "b", warm=False)
+    assert choose([just_came], [quick, instance("b", "dev")], LATER_MS) == Placement("one", "b", warm=True)
+
+
 def test_the_loras_decide_between_warm_instances() -> None:
     styled = frozenset({"style.safetensors"})
     fleet = [instance("a", "dev"), instance("b", "dev", lora_files=styled)]
@@ -128,7 +138,9 @@ def test_a_job_goes_only_where_there_is_room_and_all_it_needs(
         assert (placed.job_id, placed.instance) in fits
         assert placed.warm == (fleet[placed.instance].base_model == line[placed.job_id].base_model)
     elif now_ms == LATER_MS:
-        assert not fits, "no patience is left, and still something was not placed"
+        # Behind a running job goes only what is loaded there.
+        due = [(job, view) for job, view in fits if not fleet[view].slots_used or fleet[view].base_model == line[job].base_model]
+        assert not due, "no patience is left, and still something was not placed"
     assert placed == choose(list(line.values()), list(fleet.values()), now_ms), "the same question has the same answer"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import aiohttp
 import pytest
 
@@ -13,36 +16,58 @@ from gateway.jobs.records import Load
 from tests.job_specs import make_spec
 
 
-def test_what_was_never_measured_takes_for_ever() -> None:
+def practised(runs: dict[str, list[float]], refill_s: float = 0.010) -> Pace:
+    """A pace that has seen these runs."""
     pace = Pace()
-    pace.record_refill(10.0)
-    assert not pace.runs_dry(["new"])
-    pace.record_run("new", 0.001)
-    assert pace.runs_dry(["new"])
-    assert not pace.runs_dry(["new", "other"])
+    pace.record_refill(refill_s)
+    for work, times in runs.items():
+        for run_s in times:
+            pace.record_run(work, run_s)
+    return pace
+
+
+def test_what_was_never_measured_takes_for_ever() -> None:
+    pace = practised({"known": [0.001]})
+    assert pace.spare_prompts(["new"], 0.0) == 0
+    assert pace.spare_prompts(["known"], 0.0) == 1
+    assert pace.spare_prompts(["known", "new"], 0.0) == 0
+    assert pace.spare_prompts([], 0.0) == 0
 
 
 def test_held_prompts_must_last_for_two_refills() -> None:
-    pace = Pace()
-    pace.record_run("quick", 0.003)
-    pace.record_refill(0.010)
-    assert [count for count in range(1, 10) if pace.runs_dry(["quick"] * count)] == [1, 2, 3, 4, 5, 6]
+    pace = practised({"quick": [0.003] * 20})
+    assert [count for count in range(1, 10) if pace.spare_prompts(["quick"] * count, 0.0)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_spare_prompt_is_paid_for_by_a_quick_run() -> None:
+    assert [practised({"quick": [0.001] * runs}).spare_prompts(["quick"], 0.0) for runs in (1, 2, 3, 16)] == [1, 2, 3, 16]
+    assert practised({"quick": [0.001] * 9, "other": [0.001] * 2}).spare_prompts(["quick", "other"], 0.0) == 2
 
 
 def test_one_slow_run_ends_it() -> None:
-    pace = Pace()
-    pace.record_refill(0.010)
-    for _ in range(20):
-        pace.record_run("quick", 0.003)
-    pace.record_run("quick", 5.0)
-    assert not pace.runs_dry(["quick"])
+    assert practised({"quick": [0.003] * 20 + [5.0]}).spare_prompts(["quick"], 0.0) == 0
+    assert practised({"quick": [0.003] * 20 + [0.021]}).spare_prompts(["quick"], 0.0) == 0, "a hiccup, and it starts again"
+    assert practised({"quick": [0.003] * 20 + [0.021] + [0.003] * 2}).spare_prompts(["quick"], 0.0) == 2
 
 
-def test_work_is_named_by_what_decides_its_time() -> None:
-    spec = make_spec("job", parameters={"prompt": "a", "width": 64, "steps": 4})
-    assert name_work(spec) == name_work(make_spec("job", parameters={"prompt": "b", "width": 64, "steps": 4}))
-    assert name_work(spec) != name_work(make_spec("job", parameters={"prompt": "a", "width": 64, "steps": 40}))
+def test_what_runs_longer_than_quick_work_would_is_not_believed_to_be_quick() -> None:
+    pace = practised({"quick": [0.003] * 20})
+    assert pace.spare_prompts(["quick", "quick"], 0.039) > 0
+    assert pace.spare_prompts(["quick", "quick"], 0.040) == 0
+
+
+def named(**parameters: Any) -> str:
+    return name_work(make_spec("job", parameters=parameters))
+
+
+def test_work_is_named_by_all_that_may_decide_its_time() -> None:
+    plain: dict[str, Any] = {"prompt": "a", "seed": 1, "width": 64, "seconds": 0.0, "sampler": "euler", "upscale": False}
+    assert named(**plain) == named(**plain | {"prompt": "b", "seed": 2})
+    for other in ({"width": 128}, {"seconds": 2.0}, {"sampler": "dpm_adaptive"}, {"upscale": True}, {"frames": 81}, {"image": "upl_1"}):
+        assert named(**plain) != named(**plain | other), other
+    spec = make_spec("job", parameters=plain)
     assert name_work(spec.model_copy(update={"base_model": "other"})) != name_work(spec)
+    assert name_work(spec.model_copy(update={"raw": True})) == ""
 
 
 def hold(instance: Instance, count: int, work: str = "quick") -> list[int]:
@@ -60,25 +85,41 @@ async def instance() -> Instance:
     return instance
 
 
+def teach(instance: Instance, job_id: str, runs: int) -> None:
+    for _ in range(runs):
+        instance.learn(job_id, 0.002, instance.held[job_id].placed_s + 0.05)
+
+
 async def test_an_instance_takes_two_until_it_is_known_to_be_quick(instance: Instance) -> None:
     assert hold(instance, 2) == [2, 2]
     assert instance.view().free_slots == 0
-    instance.learn("quick0", 0.002, instance.held["quick0"].placed_s + 0.02)
+    teach(instance, "quick0", 1)
     assert instance.view().free_slots == 1
-    assert hold(instance, 4)[2:] == [3, 4]
+    assert hold(instance, 3)[2:] == [3]
+    assert instance.view().free_slots == 0, "no more than was proven"
+    teach(instance, "quick0", 5)
+    assert instance.view().free_slots == 1
+    assert hold(instance, 4)[3:] == [4]
     assert instance.view().free_slots == 0, "never more than quick_slots"
 
 
 async def test_a_slow_one_among_them_keeps_it_busy(instance: Instance) -> None:
     hold(instance, 2)
-    instance.learn("quick0", 0.002, instance.held["quick0"].placed_s + 0.02)
+    teach(instance, "quick0", 2)
     del instance.held["quick1"]
     hold(instance, 1, "slow")
     assert instance.view().free_slots == 0
 
 
+async def test_two_are_the_most_once_what_runs_takes_too_long(instance: Instance) -> None:
+    hold(instance, 2)
+    teach(instance, "quick0", 2)
+    instance.held["quick0"] = instance.held["quick0"]._replace(placed_s=time.monotonic() - 1.0)
+    assert instance.view().free_slots == 0
+
+
 async def test_beside_another_dispatcher_two_are_the_most(instance: Instance) -> None:
     hold(instance, 1)
-    instance.learn("quick0", 0.002, instance.held["quick0"].placed_s + 0.02)
+    teach(instance, "quick0", 2)
     instance.look(Load(2, "model", frozenset()))
     assert instance.view().free_slots == 0

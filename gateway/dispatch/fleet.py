@@ -60,6 +60,7 @@ class InstanceView:
     lora_files: frozenset[str]
     catalog: Catalog | None
     takes_more: bool = True  # False: what it holds is its last for now, as when it drains
+    share: int = 2  # slots it has for jobs of any length; those beyond are for work that is over at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,15 +255,22 @@ def _place_warm(kinds: Sequence[_Kind], views: Sequence[InstanceView], fleet: _F
             ranked.append((loads, loads > 0 and (kind.base_model, kind.lora_files) in fleet.sets, -kind.count, position))
     for *_, position in sorted(ranked):
         kind = kinds[position]
-        able = [view for view in shelves[kind.base_model] if _suits(kind, view, now_ms) and fence.lets(kind, view)]
+        able = [view for view in shelves[kind.base_model] if _suits(kind, view, fleet, now_ms) and fence.lets(kind, view)]
         if able:
             return _place(kind.first, min(able, key=lambda view: _rate_waste(kind, view, fleet)))
     return None
 
 
-def _suits(kind: _Kind, view: InstanceView, now_ms: int) -> bool:
-    """A slot behind a running job is in no hurry: a job that has LoRAs to load leaves it to one that has not, for a while."""
-    return not view.slots_used or kind.lora_files <= view.lora_files or now_ms - kind.since_ms >= HOLD_LORA_MS
+def _suits(kind: _Kind, view: InstanceView, fleet: _Fleet, now_ms: int) -> bool:
+    """A slot behind a running job is in no hurry: a job that has LoRAs to load leaves it to one that has not, for a while.
+
+    And none is worth more than an idle GPU: nothing holds more than its share while there is one that could run the job.
+    """
+    if not view.slots_used:
+        return True
+    if view.slots_used >= view.share and any(kind.may_run_on(idle) for idle in fleet.idle):
+        return False
+    return kind.lora_files <= view.lora_files or now_ms - kind.since_ms >= HOLD_LORA_MS
 
 
 def _rate_waste(kind: _Kind, view: InstanceView, fleet: _Fleet) -> tuple[int, int, int, str]:

@@ -93,16 +93,14 @@ class Instance:
 
     @property
     def _allowed(self) -> int:
-        """Prompts that may be there now."""
+        """Prompts that may be there now: one more than there are while those run dry, as far as that is proven."""
         used = len(self.held)
         # How long the jobs of others take is not known.
-        if (
-            not self.held_by_others
-            and self.slots <= used < self._quick_slots
-            and self._pace.runs_dry(held.work for held in self.held.values())
-        ):
-            return used + 1
-        return self.slots
+        if self.held_by_others or not self.slots <= used < self._quick_slots:
+            return self.slots
+        oldest_s = time.monotonic() - min(held.placed_s for held in self.held.values())
+        spare = self._pace.spare_prompts([held.work for held in self.held.values()], oldest_s)
+        return max(self.slots, min(used + 1, self.slots + spare))
 
     def look(self, load: Load) -> None:
         """What Redis says it holds now. Our own jobs are known better here than there."""
@@ -119,8 +117,8 @@ class Instance:
         """A job that is still held ran for so long. `submitted_s` (time.monotonic) is when its prompt was there."""
         held = self.held.get(job_id)
         if held is not None and submitted_s is not None:
-            self._pace.record_run(held.work, run_s)
             self._pace.record_refill(submitted_s - held.placed_s)
+            self._pace.record_run(held.work, run_s)
 
     def view(self) -> InstanceView:
         used = self.held_by_others + len(self.held)
@@ -132,6 +130,7 @@ class Instance:
             lora_files=self.load.lora_files,
             catalog=self.catalog,
             takes_more=self._state() == "up",
+            share=self.slots,
         )
 
     def forget_soon(self, prompt_id: str, files: list[OutputFile]) -> None:
