@@ -12,11 +12,12 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping
-from typing import NamedTuple
+from importlib.resources import files
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.errors import NotFound
+from gateway.errors import Conflict, NotFound
 from gateway.jobs.model import now_ms
 from gateway.redis_client import RedisClient, translate_redis
 
@@ -97,6 +98,7 @@ class KeyStore:
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
+        self._replace_script = redis.register_script((files("gateway.jobs") / "lua" / "replace_key.lua").read_text())
 
     @translate_redis
     async def version(self) -> int:
@@ -132,16 +134,36 @@ class KeyStore:
     @translate_redis
     async def revoke(self, key_id: str) -> Key:
         """Make a key useless for ever. Its record stays: a deployment that had keys does not open again. Raises NotFound."""
+        while True:
+            raw, key = await self._read(key_id)
+            if key.revoked_ms is not None:
+                return key
+            revoked = key.model_copy(update={"revoked_ms": now_ms()})
+            if await self._replace(raw, revoked, {}):
+                return revoked
+
+    @translate_redis
+    async def change(self, key_id: str, changes: Mapping[str, Any], limits: Mapping[str, int | None]) -> Key:
+        """Change what a key says, and its caller's limits; a limit that is None is the settings' again. Raises NotFound, Conflict."""
+        while True:
+            raw, key = await self._read(key_id)
+            if key.revoked_ms is not None:
+                raise Conflict(f"{key_id} is revoked.", code="key_revoked", hint="Make another key.")
+            changed = key.model_copy(update=dict(changes))
+            if await self._replace(raw, changed, limits):
+                return changed
+
+    async def _read(self, key_id: str) -> tuple[bytes, Key]:
         raw = await self._redis.hget("fluxgate:keys", key_id.removeprefix("key_"))
         if raw is None or not key_id.startswith("key_"):
             raise NotFound(f"There is no key {key_id!r}.", code="key_not_found", details={"parameter": "id", "value": key_id})
-        key = Key.model_validate_json(raw)
-        if key.revoked_ms is None:
-            key = key.model_copy(update={"revoked_ms": now_ms()})
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset("fluxgate:keys", key.prefix, key.model_dump_json()).incr("fluxgate:keys:version")
-                await pipe.execute()
-        return key
+        return raw, Key.model_validate_json(raw)
+
+    async def _replace(self, raw: bytes, key: Key, limits: Mapping[str, int | None]) -> bool:
+        """False when another process changed the key since it was read."""
+        pairs = [part for name, value in limits.items() for part in (name, "" if value is None else value)]
+        names = ("fluxgate:keys", "fluxgate:keys:version", f"fluxgate:limits:{key.caller}")
+        return bool(await self._replace_script(keys=names, args=[key.prefix, raw, key.model_dump_json(), *pairs]))
 
     @translate_redis
     async def note_used(self, used_ms: Mapping[str, int]) -> None:

@@ -57,7 +57,7 @@ class WorkflowEdits:
                 f"{name}: {best.problems[0]}",
                 code="broken_workflow",
                 hint=best.hint or "python -m comfy_workflows check says the same on your machine.",
-                details={"parameter": name, "problems": list(best.problems)},
+                details={"value": name, "problems": list(best.problems)},
             )
         await self._records.put(name, best.workflow.version, source)
         await self.refresh()

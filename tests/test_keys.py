@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +203,76 @@ def test_a_key_that_cannot_be_is_refused_by_name(admin: httpx.Client, body: dict
     assert answer.json()["error"]["details"]["parameter"] == parameter
 
 
-def test_an_unknown_key_cannot_be_revoked(admin: httpx.Client) -> None:
+def test_a_key_and_its_callers_limits_change_for_every_process(gateway: Gateway, second: Gateway, admin: httpx.Client) -> None:
+    made = make_key(admin, name="app", limits={"requests_per_minute": 500, "jobs_in_flight": 3})
+    path, mine = f"/v1/keys/{made['id']}", f"Bearer {made['key']}"
+    changed = admin.patch(path, json={"limits": {"jobs_in_flight": 2, "requests_per_minute": None, "gpu_seconds_per_day": 60}}).json()
+    assert changed["limits"] == {"requests_per_minute": None, "jobs_in_flight": 2, "gpu_seconds_per_day": 60}
+    assert {**made, **changed} == {**made, "limits": changed["limits"], "usage_today": changed["usage_today"]}
+    assert ask(second, mine, "/v1/usage").json()["limits"] == changed["limits"]
+
+    assert ask(gateway, mine, "/v1/datasets").status_code == 403
+    assert admin.patch(path, json={"name": "both", "scopes": ["train", "generate", "train"]}).json()["scopes"] == ["train", "generate"]
+    assert ask(gateway, mine, "/v1/datasets").status_code == 200
+    wait_until(lambda: ask(second, mine, "/v1/datasets").status_code == 200, "the other process's learning of it")
+    [listed] = [key for key in admin.get("/v1/keys").json()["data"] if key["id"] == made["id"]]
+    assert (listed["name"], listed["limits"]) == ("both", changed["limits"])
+    assert admin.patch(path, json={}).json()["name"] == "both"
+
+    assert admin.patch(path, json={"limits": {"requests_per_minute": 1}}).status_code == 200
+    assert [ask(gateway, mine).status_code for _ in range(2)] == [200, 429]
+    assert admin.patch(path, json={"limits": {"requests_per_minute": None}}).status_code == 200
+    assert ask(gateway, mine).status_code == 200
+    assert admin.patch(path, json={"expires_at": "2020-01-01T00:00:00Z"}).json()["is_good"] is False
+    assert ask(gateway, mine).status_code == 401
+    assert admin.patch(path, json={"expires_at": None}).json()["is_good"] is True
+    assert ask(gateway, mine).status_code == 200
+
+    admin.delete(path)
+    refused = admin.patch(path, json={"expires_at": None})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "key_revoked")
+    assert ask(gateway, mine).status_code == 401
+
+
+def test_a_key_that_is_revoked_while_it_is_changed_stays_revoked(gateway: Gateway, second: Gateway, admin: httpx.Client) -> None:
+    """Both write the whole record: one that wrote what it had read before would undo the other."""
+    made = [make_key(admin) for _ in range(20)]
+
+    def change(key: dict[str, Any]) -> int:
+        return httpx.patch(
+            f"{second.url}/v1/keys/{key['id']}", json={"name": "x"}, headers={"Authorization": f"Bearer {ADMIN_KEY}"}
+        ).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        changed = pool.map(change, made)
+        revoked = pool.map(lambda key: admin.delete(f"/v1/keys/{key['id']}").status_code, made)
+        assert set(revoked) == {200}
+        assert set(changed) <= {200, 409}
+    left = {key["id"] for key in admin.get("/v1/keys").json()["data"] if key["revoked_at"] is None}
+    assert not left & {key["id"] for key in made}
+
+
+@pytest.mark.parametrize(
+    ("body", "parameter"),
+    [
+        ({"name": ""}, "name"),
+        ({"scopes": []}, "scopes"),
+        ({"scopes": None}, "scopes"),
+        ({"caller": "other"}, "caller"),
+        ({"expires_at": 5}, "expires_at"),
+        ({"limits": {"jobs_in_flight": 0}}, "limits.jobs_in_flight"),
+        ({"limits": None}, "limits"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused_by_name(admin: httpx.Client, body: dict[str, Any], parameter: str) -> None:
+    answer = admin.patch(f"/v1/keys/{make_key(admin)['id']}", json=body)
+    assert (answer.status_code, answer.json()["error"]["details"]["parameter"]) == (422, parameter)
+
+
+def test_an_unknown_key_cannot_be_revoked_or_changed(admin: httpx.Client) -> None:
     for key_id in ("key_000000000000", "nonsense", "0" * 12):
-        answer = admin.delete(f"/v1/keys/{key_id}")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "key_not_found")
+        for answer in (admin.delete(f"/v1/keys/{key_id}"), admin.patch(f"/v1/keys/{key_id}", json={"name": "x"})):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "key_not_found")
 
 
 def run_command(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

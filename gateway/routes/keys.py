@@ -28,24 +28,44 @@ def _refuse_number(value: Any) -> Any:
 _Moment = Annotated[AwareDatetime, BeforeValidator(_refuse_number)]
 
 
+_Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_Scopes = Annotated[list[Literal["generate", "train", "admin"]], Field(min_length=1, max_length=3)]
+
+
+def _in_ms(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp() * 1000)
+
+
 class NewKey(BaseModel):
     """What a key may do, and whose things it reaches."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field("key", min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$", description="For people; need not be unique.")
-    scopes: list[Literal["generate", "train", "admin"]] = Field(
-        ["generate"], min_length=1, max_length=3, description="`admin` includes the others."
-    )
+    name: _Name = Field("key", description="For people; need not be unique.")
+    scopes: _Scopes = Field(["generate"], description="`admin` includes the others.")
     caller: str | None = Field(
         None, pattern=CALLER_NAME, description="Keys with one caller share jobs, LoRAs, limits and usage. Without: the key's own."
     )
     expires_at: _Moment | None = Field(None, description="RFC 3339 time from which the key is refused.")
     limits: CallerLimits = Field(default_factory=CallerLimits, description="Those given become the caller's.")
 
-    def expires_ms(self) -> int | None:
-        moment: datetime | None = self.expires_at
-        return None if moment is None else int(moment.timestamp() * 1000)
+
+class KeyChange(BaseModel):
+    """What is left out stays as it is. Whose things a key reaches never changes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: _Name = Field("", description="For people.")
+    scopes: _Scopes = Field([], description="What the key may do from now on.")
+    expires_at: _Moment | None = Field(None, description="RFC 3339 time from which the key is refused; null for never.")
+    limits: CallerLimits = Field(
+        default_factory=CallerLimits, description="Of the key's caller, so of all its keys; null leaves one to the settings again."
+    )
+
+    def changes(self) -> dict[str, Any]:
+        """Fields of the key's record."""
+        said = {"name": self.name, "scopes": tuple(dict.fromkeys(self.scopes)), "expires_at": _in_ms(self.expires_at)}
+        return {"expires_ms" if name == "expires_at" else name: said[name] for name in self.model_fields_set & said.keys()}
 
 
 async def _present(runtime: RuntimeState, key: Key, limits: CallerLimits | None, used_ms: int | None) -> dict[str, Any]:
@@ -70,7 +90,7 @@ async def _present(runtime: RuntimeState, key: Key, limits: CallerLimits | None,
 @router.post("/keys", status_code=201)
 async def create_key(request: NewKey, runtime: Runtime, caller: Admin) -> dict[str, Any]:
     """Make a key. `key` is its text, shown this once: only its hash is kept."""
-    key, text = mint_key(request.name, tuple(dict.fromkeys(request.scopes)), caller=request.caller, expires_ms=request.expires_ms())
+    key, text = mint_key(request.name, tuple(dict.fromkeys(request.scopes)), caller=request.caller, expires_ms=_in_ms(request.expires_at))
     await runtime.keys.add(key, request.limits)
     await runtime.doorkeeper.refresh()
     ring = await runtime.keys.load()
@@ -83,6 +103,16 @@ async def list_keys(runtime: Runtime, caller: Admin) -> dict[str, Any]:
     ring, used = await runtime.keys.load(), await runtime.keys.last_used()
     keys = sorted(ring.keys.values(), key=lambda key: (key.created_ms, key.id), reverse=True)
     return {"data": [await _present(runtime, key, ring.limits.get(key.caller), used.get(key.prefix)) for key in keys]}
+
+
+@router.patch("/keys/{key_id}")
+async def change_key(key_id: str, request: KeyChange, runtime: Runtime, caller: Admin) -> dict[str, Any]:
+    """Change a key's name, scopes or end, and its caller's limits: here at once, in other gateway processes within a second."""
+    await runtime.keys.change(key_id, request.changes(), request.limits.model_dump(exclude_unset=True))
+    await runtime.doorkeeper.refresh()
+    ring, used = await runtime.keys.load(), await runtime.keys.last_used()
+    key = ring.keys[key_id.removeprefix("key_")]
+    return await _present(runtime, key, ring.limits.get(key.caller), used.get(key.prefix))
 
 
 @router.delete("/keys/{key_id}")
