@@ -5,38 +5,25 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from fluxgate import system
+from fluxgate import key_commands, system
 from fluxgate.client import DEFAULT_URL, Client
 from fluxgate.display import choose_display, write_preview
 from fluxgate.errors import FluxgateError
+from fluxgate.terminal import Connection, print_error, print_table, speak_errors
 from fluxgate.wire import Job, Lora, Progress, read_job
 
 INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Pictures from a Fluxgate gateway.")
-
-
-@dataclass(frozen=True)
-class Connection:
-    """Where the gateway is, and as whom."""
-
-    url: str
-    api_key: str | None
-
-    def open(self) -> Client:
-        # A person who mistyped the address is not kept waiting.
-        return Client(self.url, self.api_key, patience_s=2.0)
+app.add_typer(key_commands.app, name="keys")
+webhooks = typer.Typer(no_args_is_help=True, help="What is told of the end of a job.")
+app.add_typer(webhooks, name="webhooks")
 
 
 @app.callback()
@@ -46,22 +33,6 @@ def connect(
 ) -> None:
     # The key has no option: a command line is readable by every user of the machine.
     context.obj = Connection(url, os.environ.get("FLUXGATE_API_KEY"))
-
-
-@contextmanager
-def speak_errors() -> Iterator[None]:
-    """Errors of the gateway as message and hint, exit code 1."""
-    try:
-        yield
-    except (FluxgateError, OSError) as error:
-        print_error(str(error), getattr(error, "hint", None))
-        raise typer.Exit(1) from error
-
-
-def print_error(message: str, hint: str | None) -> None:
-    typer.echo(f"error: {message}", err=True)
-    if hint:
-        typer.echo(f"hint: {hint}", err=True)
 
 
 def parse_lora(text: str) -> Lora:
@@ -210,16 +181,12 @@ def cancel(context: typer.Context, job_id: str) -> None:
         typer.echo(f"{job_id} is {client.cancel(job_id).status}")
 
 
-class WebhookAction(StrEnum):
-    REPLAY = "replay"
-
-
-@app.command()
-def webhooks(context: typer.Context, action: Annotated[WebhookAction, typer.Argument(help="Tell it again.")], job_id: str) -> None:
-    """What is told of the end of a job: `fluxgate webhooks replay JOB`."""
+@webhooks.command()
+def replay(context: typer.Context, job_id: str) -> None:
+    """Tell the end of a job to its webhook again."""
     connection: Connection = context.obj
     with speak_errors(), connection.open() as client:
-        client.replay_webhook(job_id)  # the only action there is
+        client.replay_webhook(job_id)
     typer.echo(f"{job_id} is told again")
 
 
@@ -230,6 +197,30 @@ def workflows(context: typer.Context) -> None:
     with speak_errors(), connection.open() as client:
         found = client.workflows()
     print_table(("name", "title", "base models"), [(one.name, one.title, ", ".join(one.base_models)) for one in found])
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file. Raises FluxgateError."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise FluxgateError(f"{path} holds no JSON object: {error}") from error
+
+
+@app.command()
+def put_workflow(
+    context: typer.Context,
+    name: str,
+    folder: Annotated[Path, typer.Argument(help="Holds graph.json, bindings.toml and example.json.")],
+) -> None:
+    """Put a workflow in place, or a new version of it. For admins."""
+    connection: Connection = context.obj
+    with speak_errors(), connection.open() as client:
+        graph, example = read_object(folder / "graph.json"), read_object(folder / "example.json")
+        put = client.put_workflow(name, graph, (folder / "bindings.toml").read_text(encoding="utf-8"), example)
+    for note in put["notes"]:
+        typer.echo(note, err=True)
+    typer.echo(f"{name} is in place, version {put['version']}")
 
 
 @app.command()
@@ -262,18 +253,6 @@ def models(context: typer.Context) -> None:
         print_error("this runs where the gateway is installed", "Run it on the machine whose MODELS_DIR is ComfyUI's models folder.")
         raise typer.Exit(1)
     raise typer.Exit(system.run_gateway_command("models", context.args))
-
-
-def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """A table on a terminal; tab-separated lines without a head in a pipe, one row each."""
-    if not sys.stdout.isatty():
-        for row in rows:
-            typer.echo("\t".join(" ".join(cell.split()) for cell in row))
-        return
-    table = Table(*head, box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
-    Console().print(table)
 
 
 def main() -> None:

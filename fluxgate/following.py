@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fluxgate.calls import Ask, kind_of, path_of
+from fluxgate.asking import Ask, kind_of, path_of
 from fluxgate.errors import ApiError, FluxgateError, Silent, Unreachable
 from fluxgate.retries import FIRST_PAUSE_S, LONGEST_PAUSE_S, is_passing
 from fluxgate.wire import Event

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 
 import httpx
 
-from fluxgate.calls import Ask, Steps
+from fluxgate.asking import Ask, Steps
 from fluxgate.errors import ApiError, Unreachable
 from fluxgate.wire import STRANGER, read_answer
 

@@ -241,6 +241,24 @@ class LoraInfo(_Answer):
     after: str | None = None
 
 
+class Key(_Answer):
+    """An API key as admins see it. `key` is its text, only in the answer that made it. None as a limit: as the settings have it."""
+
+    id: str
+    name: str
+    prefix: str
+    caller: str
+    scopes: list[str]
+    limits: dict[str, int | None] = Field(default_factory=dict)
+    is_good: bool = True
+    created_at: str | None = None
+    last_used_at: str | None = None
+    expires_at: str | None = None
+    revoked_at: str | None = None
+    usage_today: dict[str, Any] | None = None
+    key: str | None = Field(None, repr=False)
+
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer", bound=BaseModel)
 

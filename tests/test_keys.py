@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -290,6 +291,48 @@ def test_the_operator_makes_keys_without_a_gateway(gateway: Gateway, admin: http
     assert line.split("\t")[1:] == ["ops-team", "train", "good", "ops"]
     assert run_command(env, "revoke", key_id).returncode == 0
     wait_until(lambda: ask(gateway, f"Bearer {key}").status_code == 401, "the refusal of the revoked key")
+
+
+def run_client(url: str, key: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from fluxgate.cli import main; main()", "--url", url, "keys", *arguments]
+    env = {**os.environ, **({"FLUXGATE_API_KEY": key} if key else {})}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_an_admin_makes_changes_and_revokes_keys_by_the_client(gateway: Gateway, second: Gateway, admin: httpx.Client) -> None:
+    made = run_client(second.url, ADMIN_KEY, "create", "--name", "studio", "--scopes", "generate,train", "--jobs-in-flight", "4")
+    key = made.stdout.strip()
+    assert split_key(key), made.stderr
+    key_id = made.stderr.split()[0]
+    usage = ask(gateway, f"Bearer {key}", "/v1/usage").json()
+    assert (usage["scopes"], usage["limits"]["jobs_in_flight"]) == (["generate", "train"], 4)
+
+    changed = run_client(second.url, ADMIN_KEY, "change", key_id, "--jobs-in-flight", "0", "--gpu-seconds-per-day", "90", "--name", "both")
+    assert changed.stdout.split("\t")[:5] == [key_id, key_id, "generate,train", "good", "gpu_seconds_per_day=90"], changed.stderr
+    [row] = [line for line in run_client(second.url, ADMIN_KEY, "list").stdout.splitlines() if line.startswith(key_id)]
+    assert row.endswith("\tboth")
+    assert key not in row
+
+    assert run_client(second.url, ADMIN_KEY, "revoke", key_id).stdout == f"{key_id} is revoked\n"
+    wait_until(lambda: ask(gateway, f"Bearer {key}", "/v1/usage").status_code == 401, "the other process's learning of it")
+
+
+@pytest.mark.parametrize(
+    ("key", "arguments", "said"),
+    [
+        (None, ("list",), "error: This needs an API key."),
+        ("nonsense", ("create",), "error: That is no API key"),
+        (ADMIN_KEY, ("create", "--scopes", "paint"), "error: scopes"),
+        (ADMIN_KEY, ("create", "--expires-at", "tomorrow"), "error: expires_at"),
+        (ADMIN_KEY, ("change", "key_0", "--name", "x"), "error: There is no key 'key_0'"),
+        (ADMIN_KEY, ("revoke", "../jobs"), "error: Not Found"),
+    ],
+)
+def test_what_the_client_cannot_do_is_one_message(second: Gateway, key: str | None, arguments: tuple[str, ...], said: str) -> None:
+    failed = run_client(second.url, key, *arguments)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.startswith(said), failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 @pytest.mark.parametrize("wrong", [("create", "--scopes", "root"), ("create", "--caller", "A B"), ("revoke", "key_1")])

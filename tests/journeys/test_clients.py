@@ -79,7 +79,7 @@ def test_a_picture_goes_in_and_comes_out_changed(client: Any, tmp_path: Path) ->
 
 
 def test_a_large_file_goes_straight_to_s3(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluxgate.calls.LARGEST_THROUGH_GATEWAY", 10)
+    monkeypatch.setattr("fluxgate.calls.file.LARGEST_THROUGH_GATEWAY", 10)
     body = io.BytesIO()
     Image.new("RGB", (128, 128), "#c02040").save(body, "PNG")
     upload = client.upload(("red.png", body.getvalue()))

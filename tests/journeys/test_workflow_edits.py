@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +85,21 @@ def test_a_workflow_is_in_place_everywhere_and_its_versions_stay(pair: Pair) -> 
     wait_until(lambda: "my-colour" not in names(pair.first), "the other process's forgetting it")
     gone = pair.first.http.post("/v1/generations", json={"workflow": "my-colour"})
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "workflow_not_found")
+
+
+def test_a_folder_is_put_in_place_by_the_command_line(pair: Pair, tmp_path: Path) -> None:
+    url, folder = str(pair.first.http.base_url), tmp_path / "mine"
+    shutil.copytree(TRIVIAL, folder)
+    command = [sys.executable, "-c", "from fluxgate.cli import main; main()", "--url", url, "put-workflow"]
+    done = subprocess.run([*command, "by-hand", folder], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("by-hand is in place, version "), done.stderr
+    assert pair.second.run(workflow="by-hand", color=5)["status"] == "succeeded"
+    (folder / "graph.json").write_text("[]")
+    for name in ("by-hand", "nowhere"):
+        failed = subprocess.run([*command, "by-hand", tmp_path / name], capture_output=True, text=True, check=False)
+        assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    broken = subprocess.run([*command, "by-hand", folder], capture_output=True, text=True, check=False)
+    assert (broken.returncode, broken.stderr.splitlines()[0].startswith("error: ")) == (1, True)
 
 
 def with_node(**changes: Any) -> dict[str, Any]:
