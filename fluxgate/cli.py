@@ -20,10 +20,19 @@ from fluxgate.wire import Job, Lora, Progress, read_job
 
 INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Pictures from a Fluxgate gateway.")
-app.add_typer(key_commands.app, name="keys")
 webhooks = typer.Typer(no_args_is_help=True, help="What is told of the end of a job.")
-app.add_typer(webhooks, name="webhooks")
+
+
+def _gather_commands() -> typer.Typer:
+    gathered = typer.Typer(
+        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Pictures from a Fluxgate gateway."
+    )
+    gathered.add_typer(key_commands.app, name="keys")
+    gathered.add_typer(webhooks, name="webhooks")
+    return gathered
+
+
+app = _gather_commands()
 
 
 @app.callback()
