@@ -70,28 +70,38 @@ class Line:
 
 @dataclass(slots=True)
 class SimInstance:
-    """One ComfyUI: VRAM for one base model, and its default cache, which keeps only what the prompt before used."""
+    """One ComfyUI: VRAM for one base model, and a cache that keeps what the last `keeps` prompts used; by default only the last one's."""
 
     id: str
     held: deque[Record] = field(default_factory=deque)
     base_model: str | None = None  # of the last job placed
     lora_files: frozenset[str] = frozenset()
-    _loaded: tuple[str | None, frozenset[str]] = (None, frozenset())
+    keeps: int = 1
+    placed: tuple[frozenset[str], ...] = ()
+    _base_model: str | None = None
+    _last: tuple[frozenset[str], ...] = ()  # LoRAs of the prompts whose results it keeps, the newest last
     _in_ram: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
     def view(self) -> InstanceView:
-        return InstanceView(self.id, SLOTS - len(self.held), len(self.held), self.base_model, self.lora_files, None)
+        return InstanceView(
+            self.id,
+            SLOTS - len(self.held),
+            len(self.held),
+            self.base_model,
+            self.lora_files,
+            None,
+            kept_files=frozenset().union(*self.placed),
+        )
 
     def begin(self, record: Record, now_s: float) -> None:
         """Load what the last prompt did not leave, then run."""
-        work, (base_model, files) = record.work, self._loaded
-        load_s = 0.0
-        if base_model != work.base_model:
+        work, load_s = record.work, 0.0
+        if self._base_model != work.base_model:
             load_s += MODEL_FROM_RAM_S if work.base_model in self._in_ram else MODEL_FROM_DISK_S
-            record.base_loads, files = 1, frozenset()
-        record.lora_loads = len(work.lora_files - files)
+            record.base_loads, self._base_model = 1, work.base_model
+        record.lora_loads = len(work.lora_files.difference(*self._last))
         load_s += LORA_S * record.lora_loads
-        self._loaded = (work.base_model, work.lora_files)
+        self._last = (*self._last, work.lora_files)[-self.keeps :]
         self._in_ram[work.base_model] = None
         self._in_ram.move_to_end(work.base_model)
         while len(self._in_ram) > MODELS_IN_RAM:
@@ -103,9 +113,9 @@ class SimInstance:
 class Simulation:
     """Runs a load to its end. Deterministic: the same load and policy give the same records."""
 
-    def __init__(self, works: Sequence[Work], instances: int, policy: Policy) -> None:
+    def __init__(self, works: Sequence[Work], instances: int, policy: Policy, keeps: int = 1) -> None:
         self._policy = policy
-        self._instances = {f"i{n:02}": SimInstance(f"i{n:02}") for n in range(instances)}
+        self._instances = {f"i{n:02}": SimInstance(f"i{n:02}", keeps=keeps) for n in range(instances)}
         self._works = {work.id: work for work in works}
         self._line = Line()
         self._candidates: dict[str, Candidate] = {}
@@ -174,6 +184,7 @@ class Simulation:
         record = Record(work)
         self.records.append(record)
         instance.held.append(record)
+        instance.placed = (*instance.placed, work.lora_files)[-instance.keeps :]
         instance.base_model, instance.lora_files = work.base_model, work.lora_files
         self._placing_until_s = max(now_s, self._placing_until_s) + PLACE_S
         if len(instance.held) == 1:

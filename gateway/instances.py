@@ -19,6 +19,9 @@ from gateway.redis_client import RedisClient, translate_redis
 FACTS_TTL_S = 20
 RECENT_S = 1.0
 CATALOG_TTL_S = 24 * 3600
+# Of the 12 nodes of our Flux graph 6 give what the job before had already, and loading another base model gives 3 more.
+RESULTS_A_JOB = 10
+MOST_KEPT_JOBS = 32
 
 Catalog = dict[str, dict[str, list[str]]]  # node class -> combo input -> choices
 
@@ -49,6 +52,17 @@ def instance_id(url: str) -> str:
     """A name that is the same in every process that watches this URL."""
     parts = urlsplit(url)
     return f"{parts.hostname}-{parts.port or (443 if parts.scheme == 'https' else 80)}{parts.path.rstrip('/').replace('/', '-')}"
+
+
+def count_kept_jobs(argv: object) -> int:
+    """Of how many jobs, the newest among them, a ComfyUI started so keeps the results. It says its flags in /system_stats.
+
+    Without flags it is the last one. With `--cache-lru N` results go in the order of their jobs, so that no more than N are left.
+    """
+    words = [word for part in argv for word in str(part).split("=", 1)] if isinstance(argv, list) else []
+    size = words[words.index("--cache-lru") + 1] if "--cache-lru" in words[:-1] else ""
+    kept = int(size) // RESULTS_A_JOB if size.isascii() and size.isdigit() and len(size) < 10 else 1
+    return min(max(1, kept), MOST_KEPT_JOBS)
 
 
 def reduce_catalog(object_info: dict[str, Any]) -> Catalog:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.dispatch.fleet import Candidate, InstanceView, Placement, choose, missing
-from gateway.instances import Catalog
+from gateway.instances import Catalog, count_kept_jobs
 from gateway.jobs.model import Needs
 
 # Long after every candidate came: no patience is left.
@@ -74,6 +75,40 @@ def test_the_loras_decide_between_warm_instances() -> None:
     placed = choose([waiting("one", lora_files=styled)], fleet, LATER_MS)
     assert placed is not None
     assert placed.instance == "b"
+
+
+def test_loras_that_a_cache_holds_take_no_load() -> None:
+    styled, other = frozenset({"style.safetensors"}), frozenset({"other.safetensors"})
+    forgot, kept = instance("a", "dev", lora_files=other), instance("b", "dev", lora_files=other, kept_files=styled)
+    active = instance("c", "dev", lora_files=styled)
+    line = [waiting("one", lora_files=styled)]
+    assert choose(line, [forgot, kept], LATER_MS) == Placement("one", "b", warm=True)
+    assert choose(line, [forgot, kept, active], LATER_MS) == Placement("one", "c", warm=True), "what is active needs no change either"
+    just_came = [waiting("one", lora_files=styled, created_ms=LATER_MS)]
+    behind = {"free_slots": 1, "slots_used": 1, "lora_files": other}
+    assert choose(just_came, [instance("a", "dev", **behind)], LATER_MS) is None
+    assert choose(just_came, [instance("b", "dev", **behind, kept_files=styled)], LATER_MS) == Placement("one", "b", warm=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "jobs"),
+    [
+        (["main.py"], 1),
+        (["main.py", "--cache-lru", "20", "--cpu"], 2),
+        (["main.py", "--cache-lru=100"], 10),
+        (["main.py", "--cache-lru", "5"], 1),
+        (["main.py", "--cache-lru", "999999"], 32),
+        (["main.py", "--cache-lru"], 1),
+        (["main.py", "--cache-lru", "many"], 1),
+        (["main.py", "--cache-lru", "9" * 5000], 1),
+        (["main.py", "--cache-none"], 1),
+        ([None, 7], 1),
+        ("--cache-lru 20", 1),
+        (None, 1),
+    ],
+)
+def test_a_cache_holds_what_its_flags_say(argv: object, jobs: int) -> None:
+    assert count_kept_jobs(argv) == jobs
 
 
 def test_a_cold_start_is_said() -> None:

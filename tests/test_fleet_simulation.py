@@ -40,17 +40,23 @@ RUN_S = 10.0
 
 
 @pytest.mark.parametrize(
-    ("arrivals", "level", "least_lora_ratio"),
+    ("arrivals", "level", "keeps", "least_lora_ratio"),
     [
-        ("backlog", 1.0, 2.0),
-        ("bursty", 0.95, 2.0),
+        ("backlog", 1.0, 1, 2.0),
+        ("bursty", 0.9, 1, 2.0),
         # Where hardly anybody waits there is no choice of jobs, and a LoRA is loaded on a GPU that had nothing else to do.
-        ("poisson", 0.8, 1.2),
-        ("poisson", 0.5, 1.1),
+        ("poisson", 0.9, 1, 1.3),
+        ("poisson", 0.6, 1, 1.1),
+        # --cache-lru 100
+        ("backlog", 1.0, 10, 2.0),
+        ("poisson", 0.6, 10, 1.5),
+        ("poisson", 0.3, 10, 2.0),
     ],
 )
-def test_eight_instances_load_less_and_nobody_waits_much_longer(arrivals: Arrivals, level: float, least_lora_ratio: float) -> None:
-    found = compare(seed=7, jobs=800, instances=8, arrivals=arrivals, level=level)
+def test_eight_instances_load_less_and_nobody_waits_much_longer(
+    arrivals: Arrivals, level: float, keeps: int, least_lora_ratio: float
+) -> None:
+    found = compare(seed=7, jobs=800, instances=8, arrivals=arrivals, level=level, keeps=keeps)
     assert found.base_ratio >= 3.0
     assert found.lora_ratio >= least_lora_ratio
     assert found.worst_ratio <= 1.5

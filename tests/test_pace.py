@@ -6,6 +6,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from gateway.dispatch.fleet import Candidate
 from gateway.dispatch.instance import Instance
@@ -123,3 +125,19 @@ async def test_beside_another_dispatcher_two_are_the_most(instance: Instance) ->
     teach(instance, "quick0", 2)
     instance.look(Load(2, "model", frozenset()))
     assert instance.view().free_slots == 0
+
+
+async def test_it_remembers_as_many_jobs_loras_as_its_cache_holds() -> None:
+    async def say_flags(request: web.Request) -> web.Response:
+        return web.json_response({"system": {"argv": ["main.py", "--cache-lru", "20"]}, "devices": []})
+
+    app = web.Application()
+    app.router.add_get("/system_stats", say_flags)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        instance = Instance(str(server.make_url("")), session, slots=2)
+        for known in (False, True):
+            for name in "abc":
+                instance.place(Candidate(name, "model", frozenset({name}), Needs()))
+            assert instance.view().lora_files == {"c"}
+            assert instance.view().kept_files == ({"b", "c"} if known else set())
+            await instance._refresh_stats()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.jobs.model import EventKind, JobError, JobStatus, Output
-from gateway.jobs.records import status_event
+from gateway.jobs.records import Load, status_event
 from gateway.jobs.store import JobStore
 from gateway.redis_client import RedisClient
 from tests.job_specs import GRAPH, LEASE_S, START_MS, Clock, claim, create, finish, is_in_order, line, read_all, statuses, take
@@ -60,12 +60,14 @@ async def test_position_is_the_place_in_line_as_it_is_served(store: JobStore) ->
 
 
 async def test_peek_says_what_instances_hold(store: JobStore) -> None:
-    await create(store, "one", "two")
+    await create(store, "one", "two", "three")
     await take(store, "one", instance="a", base_model="dev", lora_files=["z", "y"])
-    ids, loads = await store.peek(10, ["a", "b"])
-    assert ids == ["two"]
-    assert loads["a"] == (1, "dev", frozenset({"y", "z"}))
-    assert loads["b"] == (0, None, frozenset())
+    await take(store, "two", instance="c", base_model="dev", lora_files=["y"], recent_loras=[["x"], [], ["y"]])
+    ids, loads = await store.peek(10, ["a", "b", "c"])
+    assert ids == ["three"]
+    assert loads["a"] == Load(1, "dev", frozenset({"y", "z"}))
+    assert loads["b"] == Load(0, None, frozenset())
+    assert loads["c"] == Load(1, "dev", frozenset({"y"}), (frozenset({"x"}), frozenset(), frozenset({"y"})))
 
 
 # -- leases ----------------------------------------------------------------------------------------------------

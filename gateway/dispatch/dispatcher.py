@@ -209,6 +209,7 @@ class Dispatcher:
                 prompt_id=str(uuid.uuid4()),
                 base_model=candidate.base_model,
                 lora_files=candidate.lora_files,
+                recent_loras=instance.load.recent,
             )
         except RedisUnavailable as error:
             log.warning("claim waits for Redis", extra={"error": error.message})

@@ -50,7 +50,8 @@ class Candidate:
 class InstanceView:
     """An instance as placement sees it. `catalog` None: not known yet, so anything may run there.
 
-    Base model and LoRAs are what the last job placed there will have loaded.
+    Base model and LoRAs are what the last job placed there will have loaded. `kept_files` are LoRAs of jobs before it that its cache
+    still holds: to use them again takes no load.
     """
 
     id: str
@@ -60,7 +61,12 @@ class InstanceView:
     lora_files: frozenset[str]
     catalog: Catalog | None
     takes_more: bool = True  # False: what it holds is its last for now, as when it drains
+    kept_files: frozenset[str] = frozenset()
     share: int = 2  # slots it has for jobs of any length; those beyond are for work that is over at once
+
+    def count_loads(self, lora_files: frozenset[str]) -> int:
+        """Files of these that it would have to read."""
+        return len(lora_files - self.lora_files - self.kept_files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +257,7 @@ def _place_warm(kinds: Sequence[_Kind], views: Sequence[InstanceView], fleet: _F
     ranked: list[tuple[int, bool, int, int]] = []
     for position, kind in enumerate(kinds):
         if shelf := shelves.get(kind.base_model):
-            loads = min(len(kind.lora_files - view.lora_files) for view in shelf)
+            loads = min(view.count_loads(kind.lora_files) for view in shelf)
             ranked.append((loads, loads > 0 and (kind.base_model, kind.lora_files) in fleet.sets, -kind.count, position))
     for *_, position in sorted(ranked):
         kind = kinds[position]
@@ -270,13 +276,17 @@ def _suits(kind: _Kind, view: InstanceView, fleet: _Fleet, now_ms: int) -> bool:
         return True
     if view.slots_used >= view.share and any(kind.may_run_on(idle) for idle in fleet.idle):
         return False
-    return kind.lora_files <= view.lora_files or now_ms - kind.since_ms >= HOLD_LORA_MS
+    return not view.count_loads(kind.lora_files) or now_ms - kind.since_ms >= HOLD_LORA_MS
 
 
 def _rate_waste(kind: _Kind, view: InstanceView, fleet: _Fleet) -> tuple[int, int, int, str]:
-    """LoRAs to load, LoRAs to drop, and then rather where the same set is loaded elsewhere too."""
-    dropped = len(view.lora_files - kind.lora_files)
-    return len(kind.lora_files - view.lora_files), dropped, -fleet.sets[(view.base_model, view.lora_files)], view.id
+    """LoRAs to load, LoRAs to change, and then rather where the same set is loaded elsewhere too."""
+    return (
+        view.count_loads(kind.lora_files),
+        len(view.lora_files ^ kind.lora_files),
+        -fleet.sets[(view.base_model, view.lora_files)],
+        view.id,
+    )
 
 
 def _place_cold(kinds: Sequence[_Kind], fleet: _Fleet, fence: _Fence, now_ms: int) -> Placement | None:

@@ -18,7 +18,7 @@ from gateway.dispatch.breaker import Breaker
 from gateway.dispatch.fleet import Candidate, InstanceView
 from gateway.dispatch.pace import Pace
 from gateway.errors import InstanceError, RedisUnavailable
-from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, instance_id, reduce_catalog
+from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, count_kept_jobs, instance_id, reduce_catalog
 from gateway.jobs.model import Machine, now_ms
 from gateway.jobs.records import Load
 from gateway.loras import Lora, LoraRegistry, describe_lora
@@ -59,6 +59,7 @@ class Instance:
         self.held: dict[str, Held] = {}  # jobs of this process that hold a slot
         self.held_by_others = 0  # slots that other processes' jobs hold, as of the last look
         self.load = Load(0, None, frozenset())  # over all processes, as of the last look
+        self._keeps = 1  # jobs whose results its cache holds
         self._to_forget: list[str] = []
         self._to_remove: list[OutputFile] = []
         self._facts = InstanceFacts(id=self.id, url=url, state="down", slots=slots)
@@ -110,7 +111,8 @@ class Instance:
     def place(self, candidate: Candidate) -> int:
         """A job is on its way there. The number of slots that may be used with it."""
         self.held[candidate.job_id] = Held(candidate.work, time.monotonic())
-        self.load = Load(self.load.slots_used, candidate.base_model, candidate.lora_files)
+        recent = (*self.load.recent, candidate.lora_files)[-self._keeps :] if self._keeps > 1 else ()
+        self.load = Load(self.load.slots_used, candidate.base_model, candidate.lora_files, recent)
         return max(self.slots, self.held_by_others + len(self.held))
 
     def learn(self, job_id: str, run_s: float, submitted_s: float | None) -> None:
@@ -130,6 +132,7 @@ class Instance:
             lora_files=self.load.lora_files,
             catalog=self.catalog,
             takes_more=self._state() == "up",
+            kept_files=frozenset().union(*self.load.recent),
             share=self.slots,
         )
 
@@ -188,6 +191,7 @@ class Instance:
         system, devices = stats.get("system") or {}, stats.get("devices") or [{}]
         facts = self._facts
         facts.version = system.get("comfyui_version")
+        self._keeps = count_kept_jobs(system.get("argv"))
         facts.kind = str(system.get("fluxgate_engine") or "comfyui")
         facts.device = devices[0].get("name")
         facts.torch_version = system.get("pytorch_version")

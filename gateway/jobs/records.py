@@ -33,11 +33,15 @@ class Claim:
 
 
 class Load(NamedTuple):
-    """What an instance holds, as Redis knows it: slots used, and what the last job placed there will have loaded."""
+    """What an instance holds, as Redis knows it: slots used, and what the last job placed there will have loaded.
+
+    `recent` are the LoRAs of the jobs, oldest first, whose results its cache still holds; empty where it holds no more than the last one's.
+    """
 
     slots_used: int
     base_model: str | None
     lora_files: frozenset[str]
+    recent: tuple[frozenset[str], ...] = ()
 
 
 class Limits(NamedTuple):

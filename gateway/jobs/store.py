@@ -229,8 +229,8 @@ class JobStore:
         """The ids that are next in line, fair among callers, and what each of the instances holds, at one moment."""
         answer = await self._peek(args=[limit, *instances])
         loads = {
-            instance: Load(int(used), base_model.decode() or None, frozenset(json.loads(loras)))
-            for instance, (used, base_model, loras) in zip(instances, answer[1:], strict=True)
+            instance: Load(int(used), base_model.decode() or None, frozenset(json.loads(loras)), tuple(map(frozenset, json.loads(recent))))
+            for instance, (used, base_model, loras, recent) in zip(instances, answer[1:], strict=True)
         }
         return [job_id.decode() for job_id in answer[0]], loads
 
@@ -256,10 +256,15 @@ class JobStore:
         prompt_id: str,
         base_model: str,
         lora_files: Iterable[str],
+        recent_loras: Sequence[Iterable[str]] = (),
     ) -> Claim | None:
-        """Take a queued job for an instance; None when somebody else has it or the instance holds its share."""
-        loras, asked_s = json.dumps(sorted(lora_files)), time.monotonic()
-        answer = await self._claim(args=[self._now(), job_id, instance, lease, int(lease_s * 1000), slots, prompt_id, base_model, loras])
+        """Take a queued job for an instance; None when somebody else has it or the instance holds its share.
+
+        `base_model` to `recent_loras` is what the instance will have loaded then, for the others to know (`Load`).
+        """
+        loras, recent = json.dumps(sorted(lora_files)), json.dumps([sorted(files) for files in recent_loras])
+        asked_s, lease_ms = time.monotonic(), int(lease_s * 1000)
+        answer = await self._claim(args=[self._now(), job_id, instance, lease, lease_ms, slots, prompt_id, base_model, loras, recent])
         if answer[0] != 1:
             return None
         return Claim(decode_job(pair_up(answer[1])), answer[2], lease, cached_in=answer[3].decode() or None, asked_s=asked_s)

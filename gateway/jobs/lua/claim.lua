@@ -1,4 +1,4 @@
--- now, id, instance, lease, lease_ms, slots, prompt_id, base model, LoRAs as JSON
+-- now, id, instance, lease, lease_ms, slots, prompt_id, base model, its LoRAs and those of recent jobs as JSON
 --   ->  {1, record, graph, job in the cache that made the same or ''} claimed · {0} no longer queued · {-1} the instance holds its share
 local now, id, instance = clock(ARGV[1]), ARGV[2], ARGV[3]
 local key = job_key(id)
@@ -17,5 +17,5 @@ redis.call('HINCRBY', key, 'attempts', 1)
 redis.call('HINCRBY', key, 'revision', 1)
 redis.call('ZADD', 'fluxgate:leases', now + tonumber(ARGV[5]), id)
 redis.call('SADD', slots_key(instance), id)
-redis.call('HSET', 'fluxgate:warm:' .. instance, 'base_model', ARGV[8], 'loras', ARGV[9])
+redis.call('HSET', 'fluxgate:warm:' .. instance, 'base_model', ARGV[8], 'loras', ARGV[9], 'recent', ARGV[10])
 return {1, redis.call('HGETALL', key), redis.call('GET', 'fluxgate:graph:' .. id), source}

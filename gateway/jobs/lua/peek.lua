@@ -1,4 +1,4 @@
--- limit, instance*  ->  {ids that are next, callers taking turns within each priority}, then per instance {slots used, base model, LoRAs}
+-- limit, instance*  ->  {ids that are next, callers taking turns within each priority}, then per instance {slots used, base model, LoRAs, LoRAs of recent jobs}
 local limit, found = tonumber(ARGV[1]), {}
 for _, priority in ipairs({'high', 'normal', 'low'}) do
   local queues = {}
@@ -20,7 +20,7 @@ for _, priority in ipairs({'high', 'normal', 'low'}) do
 end
 local answer = {found}
 for i = 2, #ARGV do
-  local warm = redis.call('HMGET', 'fluxgate:warm:' .. ARGV[i], 'base_model', 'loras')
-  answer[i] = {redis.call('SCARD', slots_key(ARGV[i])), warm[1] or '', warm[2] or '[]'}
+  local warm = redis.call('HMGET', 'fluxgate:warm:' .. ARGV[i], 'base_model', 'loras', 'recent')
+  answer[i] = {redis.call('SCARD', slots_key(ARGV[i])), warm[1] or '', warm[2] or '[]', warm[3] or '[]'}
 end
 return answer
