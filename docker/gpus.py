@@ -1,5 +1,5 @@
 """`python docker/gpus.py 4 > compose.gpus.yaml`: one ComfyUI for each GPU beside compose.yaml's first, and a gateway that knows all.
-`--trainer 3` keeps that GPU for the trainer alone; without it a training takes turns with all instances, which wait meanwhile."""
+`--trainer 3` keeps that GPU for the trainer alone; without it a training takes turns with the first instance, and the others go on."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ INSTANCE = """\
   comfyui-{gpu}:
     extends: {{ file: compose.yaml, service: comfyui }}
 """
+# GPU 0 is the trainer's too: TRAINER_GPU of compose.yaml.
+SHARED = "  SHARED_GPU_URLS: http://comfyui:8188\n"
 MOST = 64
 
 
@@ -31,7 +33,7 @@ def describe(count: int, trainer_gpu: int | None) -> str:
     """The override file for `count` GPUs, one of them for the trainer alone, or none."""
     gpus = [gpu for gpu in range(1, count) if gpu != trainer_gpu]
     urls = ",".join(f"http://{name}:8188" for name in ["comfyui", *(f"comfyui-{gpu}" for gpu in gpus)])
-    text = HEADER.format(count=count, urls=urls, shared="" if trainer_gpu is None else '  SHARED_GPU: ""\n')
+    text = HEADER.format(count=count, urls=urls, shared=SHARED if trainer_gpu is None else '  SHARED_GPU: ""\n')
     if trainer_gpu is not None:
         text += DEVICE.format(gpu=trainer_gpu)
     return text + "".join((INSTANCE + DEVICE).format(gpu=gpu) for gpu in gpus)

@@ -12,7 +12,7 @@ class GpuLease:
     """One named GPU. A training takes it, the dispatchers empty their instances and say so, and take it back when it is let go."""
 
     def __init__(self, redis: RedisClient, name: str) -> None:
-        self._redis = redis
+        self._redis, self.name = redis, name
         self._holder_key, self._drained_key = f"fluxgate:gpu:{name}", f"fluxgate:gpu:{name}:drained"
         self._let_go = redis.register_script(_LET_GO)
 

@@ -46,6 +46,7 @@ class InstanceFacts(BaseModel):
     last_error: str | None = None
     seen_ms: int = 0
     catalog_version: str = ""
+    shared_gpu: str | None = None  # on which trainings take turns with it
 
 
 def instance_id(url: str) -> str:

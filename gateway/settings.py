@@ -176,7 +176,10 @@ class Settings(BaseSettings):
         2 << 30, ge=0, description="Free bytes of that disk below which no LoRA is brought; the least used ones make room."
     )
     shared_gpu: str | None = Field(
-        None, description="Name of a GPU that trainings and the instances share: they take turns. Empty: they do not."
+        None, description="Name of a GPU that trainings and instances share: they take turns. Empty: they do not."
+    )
+    shared_gpu_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Those of COMFYUI_URLS that are on SHARED_GPU; the others go on while it trains. Empty: all."
     )
 
     price_per_gpu_hour: float | None = Field(
@@ -233,7 +236,7 @@ class Settings(BaseSettings):
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
-    @field_validator("comfyui_urls", mode="before")
+    @field_validator("comfyui_urls", "shared_gpu_urls", mode="before")
     @classmethod
     def _split_urls(cls, value: object) -> object:
         return tuple(url.strip().rstrip("/") for url in value.split(",") if url.strip()) if isinstance(value, str) else value
@@ -297,6 +300,13 @@ class Settings(BaseSettings):
     def _need_both_keys(self) -> Self:
         if bool(self.aws_access_key_id) != bool(self.aws_secret_access_key):
             raise ValueError("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _need_known_instances(self) -> Self:
+        if strange := [url for url in self.shared_gpu_urls if url not in self.comfyui_urls]:
+            # Nobody would wait for it: the training and it would run out of memory together.
+            raise ValueError(f"SHARED_GPU_URLS has {strange[0]!r}; allowed is any of COMFYUI_URLS: {', '.join(self.comfyui_urls)}")
         return self
 
     @cached_property

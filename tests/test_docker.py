@@ -219,7 +219,7 @@ def test_more_gpus(count: int, trainer: int | None, instances: list[str]) -> Non
     assert sorted(described) == sorted(["gateway", "trainer", *(f"comfyui-{gpu}" for gpu in instances)])
     assert all(list_gpus(described[f"comfyui-{gpu}"]) == [gpu] for gpu in instances)
     urls = ["http://comfyui:8188", *(f"http://comfyui-{gpu}:8188" for gpu in instances)]
-    expected = {"COMFYUI_URLS": ",".join(urls)} | ({} if trainer is None else {"SHARED_GPU": ""})
+    expected = {"COMFYUI_URLS": ",".join(urls)} | ({"SHARED_GPU_URLS": urls[0]} if trainer is None else {"SHARED_GPU": ""})
     assert all(described[name]["environment"] == expected for name in SETTINGS_SERVICES)
     assert ("deploy" in described["trainer"]) == (trainer is not None)
     if trainer is not None:

@@ -8,10 +8,15 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from gateway.dispatch.roster import Roster
 from gateway.gpu import GpuLease
-from gateway.instances import InstanceRegistry
+from gateway.instances import FleetRegistry, InstanceFacts, InstanceRegistry, instance_id
+from gateway.jobs.model import now_ms
+from gateway.jobs.store import JobStore
+from gateway.loras import LoraRegistry
 from gateway.presets import Machine
 from gateway.redis_client import RedisClient, connect_redis
 from gateway.settings import Settings
@@ -136,6 +141,41 @@ async def test_a_gpu_that_cannot_be_measured_is_given_back_at_once(client: Redis
     await turn.take(threading.Event(), tell)
     await turn.give_back(tell)
     assert await lease.holder() is None
+
+
+async def test_a_training_waits_for_the_instances_on_its_gpu_alone(client: RedisClient, lease: GpuLease) -> None:
+    registry = InstanceRegistry(client)
+    for name, state, gpu in (("near", "up", "g"), ("dead", "down", "g"), ("next", "up", "h"), ("far", "up", None)):
+        await registry.publish(InstanceFacts(id=name, url=f"http://{name}:8188", state=state, seen_ms=now_ms(), shared_gpu=gpu))
+    turn = GpuTurn(lease, "trn_1", 30, registry, Memory(None))
+    told = list[str]()
+
+    async def tell(stage: str, message: str) -> None:
+        told.append(message)
+        await lease.say_drained("trn_1", "near")
+
+    await turn.take(threading.Event(), tell)
+    assert len(told) == 1, "for that one, and for no other"
+
+
+async def test_only_the_instances_on_its_gpu_stand_back(client: RedisClient, lease: GpuLease) -> None:
+    near, far = "http://127.0.0.1:9", "http://localhost:9"
+    settings = Settings(comfyui_urls=(near, far), shared_gpu="g", shared_gpu_urls=(near,))
+    assert await lease.take("trn_1", 30)
+    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        stores = JobStore(client, ttl_s=60), InstanceRegistry(client), FleetRegistry(client), LoraRegistry(client)
+        roster = Roster(settings, session, *stores, lease, asyncio.Event())
+        following = group.create_task(roster.follow(group))
+        for _ in range(1500):
+            if await lease.drained("trn_1"):
+                break
+            await asyncio.sleep(0.02)
+        assert {each.url: each.yielding for each in roster.instances.values()} == {near: True, far: False}
+        assert await lease.drained("trn_1") == {instance_id(near)}
+        following.cancel()
+        for tasks in roster._watches.values():
+            for task in tasks:
+                task.cancel()
 
 
 async def test_only_its_holder_gives_a_gpu_back(client: RedisClient, lease: GpuLease) -> None:

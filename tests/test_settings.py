@@ -101,7 +101,12 @@ def test_any_other_address_is_refused_without_keys(host: str) -> None:
 
 @pytest.mark.parametrize(
     ("environment", "named"),
-    [({"PORT": "many"}, "PORT"), ({"HOST": "0.0.0.0"}, "HOST"), ({"COMFYUI_URLS": "here"}, "COMFYUI_URLS")],
+    [
+        ({"PORT": "many"}, "PORT"),
+        ({"HOST": "0.0.0.0"}, "HOST"),
+        ({"COMFYUI_URLS": "here"}, "COMFYUI_URLS"),
+        ({"SHARED_GPU_URLS": "http://a:1"}, "SHARED_GPU_URLS"),
+    ],
 )
 def test_a_start_that_cannot_work_ends_with_one_line(environment: dict[str, Any], named: str) -> None:
     ended = subprocess.run(

@@ -44,8 +44,8 @@ class GpuTurn:
                 raise Conflict(f"The GPU was not free within {WAIT_S:g} s.", code="gpu_busy", hint="GET /v1/instances shows what runs.")
             if await self._gpu.take(self._holder, self._lease_s):
                 self._has_it = True
-                up = {facts.id for facts in await self._registry.all() if facts.state != "down"}
-                if up <= await self._gpu.drained(self._holder):
+                on_it = [facts for facts in await self._registry.all() if facts.shared_gpu == self._gpu.name]
+                if {facts.id for facts in on_it if facts.state != "down"} <= await self._gpu.drained(self._holder):
                     break
             await tell("gpu", "Waits until the instances on this GPU have finished what they run.")
             await asyncio.sleep(LOOK_S)

@@ -39,7 +39,15 @@ class Held(NamedTuple):
 class Instance:
     """Facts are refreshed every few seconds; the socket's state is current."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, slots: int, quick_slots: int = 0, lost_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        session: aiohttp.ClientSession,
+        slots: int,
+        quick_slots: int = 0,
+        lost_s: float = 30.0,
+        shared_gpu: str | None = None,
+    ) -> None:
         """`slots` prompts are kept there; up to `quick_slots` while they are so short that it would run dry before the next one came.
 
         `lost_s`: after this long without an answer it counts as lost, so one request waits for a third of that.
@@ -56,13 +64,14 @@ class Instance:
         self.draining = False
         self.yielding = False  # a training has the GPU
         self.freed_for: str | None = None
+        self.shared_gpu = shared_gpu
         self.held: dict[str, Held] = {}  # jobs of this process that hold a slot
         self.held_by_others = 0  # slots that other processes' jobs hold, as of the last look
         self.load = Load(0, None, frozenset())  # over all processes, as of the last look
         self._keeps = 1  # jobs whose results its cache holds
         self._to_forget: list[str] = []
         self._to_remove: list[OutputFile] = []
-        self._facts = InstanceFacts(id=self.id, url=url, state="down", slots=slots)
+        self._facts = InstanceFacts(id=self.id, url=url, state="down", slots=slots, shared_gpu=shared_gpu)
         self._loras: dict[str, Lora] = {}
 
     @property

@@ -88,11 +88,11 @@ class Roster:
             await asyncio.sleep(FLEET_S)
 
     async def _take_turns(self) -> None:
-        """While a training holds the GPU its instances take nothing new; once empty they let go of their models and say so."""
+        """While a training holds the GPU the instances on it take nothing new; once empty they let go of their models and say so."""
         if self._gpu is None:
             return
         holder = await self._gpu.holder()
-        for instance in self.instances.values():
+        for instance in (each for each in self.instances.values() if each.shared_gpu):
             was_yielding, instance.yielding = instance.yielding, holder is not None
             if holder is None:
                 if was_yielding:
@@ -119,7 +119,12 @@ class Roster:
             if name not in self.instances:
                 told = self._settings
                 instance = Instance(
-                    member.url, self._session, told.slots_per_instance, told.quick_slots_per_instance, lost_s=told.instance_lost_s
+                    member.url,
+                    self._session,
+                    told.slots_per_instance,
+                    told.quick_slots_per_instance,
+                    lost_s=told.instance_lost_s,
+                    shared_gpu=told.shared_gpu if member.url in told.shared_gpu_urls or not told.shared_gpu_urls else None,
                 )
                 self.instances[name] = instance
                 watch = instance.watch(self._registry, self._loras, self._wake)
