@@ -69,6 +69,7 @@ def test_without_a_gpu_the_small_model_stands_in() -> None:
         (L4, Wish(base_model="sdxl"), "'sdxl'"),
         (Machine(85 * GB, 179 * GB, 200 * GB, "A100"), Wish(base_model="flux1-dev"), "huggingface.co/black-forest-labs/FLUX.1-dev"),
         (Machine(0, 8 * GB, 2 * GB), Wish(), "2 GB are free"),
+        (NO_GPU, Wish(base_model="flux1-dev"), "flux1-dev needs a GPU"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_installed(machine: Machine, wish: Wish, said: str) -> None:

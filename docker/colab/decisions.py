@@ -97,6 +97,10 @@ def size_of(base_model: str) -> int:
 
 def decide(machine: Machine, wish: Wish) -> Plan:
     """The plan for that machine."""
+    if not machine.has_gpu and wish.base_model not in ("", BUILT_IN):
+        return Plan(
+            "", refusal=f"{wish.base_model} needs a GPU, and nvidia-smi tells of none; without --base-model the built-in model runs."
+        )
     if not machine.has_gpu:
         reason = "no GPU: the built-in small model stands in for Flux; its pictures are toys, all else is real"
         trainer = "tiny" if wish.train else "off"

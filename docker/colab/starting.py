@@ -225,5 +225,8 @@ def show(connection: Mapping[str, Any], place: Place) -> None:
     if public:
         say(f"from outside: {public}   (streams: {connection['way']}; export FLUXGATE_STREAM={connection['way']})")
     say(f"key: {connection['key']}")
+    client = Path(place.python).with_name("fluxgate")
+    say(f"\n  export FLUXGATE_URL={connection['url']} FLUXGATE_API_KEY={connection['key']}")
+    say(f"  {client} generate 'a red circle on a blue background' -o circle.png")
     if public:
         subprocess.run([place.python, "-m", "segno", "--compact", public], check=False)
