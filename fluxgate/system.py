@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,4 +57,5 @@ def _lines(findings: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(f"{found['state']:8} {found['check']:22} {found['message']}")
         if found.get("remedy"):
             lines.append(f"{'':32}-> {found['remedy']}")
-    return lines
+    counts = Counter(found["state"] for found in findings)
+    return [*lines, f"{counts['fault']} faults, {counts['warning']} warnings, {counts['ok']} well, {counts['skipped']} skipped"]

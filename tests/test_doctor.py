@@ -18,13 +18,17 @@ import redis as sync_redis
 from aiohttp import web
 from pydantic import SecretStr
 
-from gateway.doctor.comfy import examine_instances, read_listen
+from gateway.comfy.companion import SAVE_NODE
+from gateway.doctor.comfy import _judge_companion, _judge_flags, _judge_version, examine_instances, read_listen
 from gateway.doctor.door import examine_door, examine_stream
+from gateway.doctor.examine import examine
 from gateway.doctor.finding import Finding
 from gateway.doctor.hub import examine_hub
 from gateway.doctor.loras import examine_loras
 from gateway.doctor.redis import examine_redis
 from gateway.doctor.trainer import examine_trainer
+from gateway.instances import InstanceFacts, InstanceRegistry
+from gateway.jobs.model import now_ms
 from gateway.keys import CallerLimits, KeyStore, mint_key
 from gateway.presets import Machine
 from gateway.redis_client import RedisClient, connect_redis
@@ -157,6 +161,28 @@ async def test_a_node_class_that_is_missing(own_engine: Engine, session: aiohttp
     (folder / "graph.json").write_text(json.dumps(graph))
     findings = await look_at_instances(session, own_engine.url, workflows_dir=tmp_path, default_workflow="strange")
     require(findings, "workflow.strange", "NodeNobodyHas", "Install the custom nodes that bring NodeNobodyHas")
+
+
+def test_start_flags_that_are_missing() -> None:
+    bare = _judge_flags("comfyui.a", {"argv": ["main.py"]})
+    require(bare, "comfyui.a", "sends no previews", "--preview-method auto", "warning")
+    require(bare, "comfyui.a", "last prompt's models", "--cache-lru 20", "warning")
+    assert _judge_flags("comfyui.a", {"argv": ["main.py", "--preview-method", "auto", "--cache-lru", "20"]}) == []
+    assert _judge_companion("comfyui.a", {}, {SAVE_NODE: {}})[0].state == "ok"
+    require(_judge_companion("comfyui.a", {}, {}), "comfyui.a", "no companion extension", "docs/companion.md", "warning")
+    require([_judge_version("comfyui.a", {"comfyui_version": "0.1"})], "comfyui.a", "0.1, which was not tested", "0.3.64", "warning")
+
+
+async def test_dispatchers_elsewhere_are_believed(redis: RedisClient, own_redis: str) -> None:
+    """The gateway of a cluster reaches no instance: only dispatchers do."""
+    settings = Settings(redis_url=own_redis, dispatcher="off", trainer="off")
+    checks = {each.check: each.state for each in await examine(settings)}
+    assert checks["comfyui"] == "skipped"
+    for name, state in (("one", "up"), ("two", "down")):
+        await InstanceRegistry(redis).publish(InstanceFacts(id=name, url=f"http://{name}:8188", state=state, seen_ms=now_ms()))
+    checks = {each.check: each.state for each in await examine(settings)}
+    assert (checks["comfyui.one"], checks["comfyui.two"]) == ("ok", "warning")
+    assert not [check for check in checks if check.startswith(("loras", "workflow"))]
 
 
 async def test_an_instance_that_is_open_to_others(engine_factory: EngineFactory, session: aiohttp.ClientSession) -> None:

@@ -18,9 +18,9 @@ from gateway.admission import needs_of
 from gateway.comfy.client import ComfyClient
 from gateway.comfy.companion import SAVE_NODE
 from gateway.dispatch.fleet import missing
-from gateway.doctor.finding import Finding, fault, warn, well
+from gateway.doctor.finding import Finding, fault, skip, warn, well
 from gateway.errors import InstanceError
-from gateway.instances import Catalog, instance_id, reduce_catalog
+from gateway.instances import Catalog, InstanceFacts, instance_id, reduce_catalog
 from gateway.jobs.model import Needs
 from gateway.settings import Settings
 
@@ -36,13 +36,27 @@ async def examine_instances(settings: Settings, workflows: Workflows, session: a
     return findings + (_judge_workflows(settings, workflows, catalogs) if catalogs else [])
 
 
+def examine_reports(reported: Sequence[InstanceFacts]) -> list[Finding]:
+    """Where dispatchers run elsewhere and reach instances that we do not: what they say of them."""
+    remedy = "Where a dispatcher runs: python -m gateway doctor; GET /v1/instances has the last error."
+    told = {"up": well, "training": well}
+    if not reported:
+        return [skip("comfyui", "no dispatcher reports an instance: scaled to none, or none has started")]
+    return [
+        told[facts.state](f"comfyui.{facts.id}", f"is {facts.state}, says its dispatcher")
+        if facts.state in told
+        else warn(f"comfyui.{facts.id}", f"is {facts.state}, says its dispatcher", remedy)
+        for facts in reported
+    ]
+
+
 async def _examine(client: ComfyClient) -> tuple[list[Finding], Catalog | None]:
     name = f"comfyui.{instance_id(client.url)}"
     try:
         stats, catalog = (await client.system_stats()).get("system") or {}, reduce_catalog(await client.object_info())
     except InstanceError as error:
         return [fault(name, error.message, f"Start ComfyUI there, or take {client.url} out of COMFYUI_URLS.")], None
-    findings = [_judge_version(name, stats), _judge_companion(name, catalog), *_judge_flags(name, stats)]
+    findings = [_judge_version(name, stats), *_judge_companion(name, stats, catalog), *_judge_flags(name, stats)]
     listens = read_listen([str(part) for part in stats.get("argv") or []])
     findings.append(await asyncio.to_thread(_judge_exposure, name, client.url, listens))
     return findings, catalog
@@ -55,10 +69,13 @@ def _judge_version(name: str, stats: Mapping[str, Any]) -> Finding:
     return warn(name, f"answers; version {version}, which was not tested", f"Where jobs fail oddly, install ComfyUI {TESTED_VERSION}.")
 
 
-def _judge_companion(name: str, catalog: Catalog) -> Finding:
+def _judge_companion(name: str, stats: Mapping[str, Any], catalog: Catalog) -> list[Finding]:
     if SAVE_NODE in catalog:
-        return well(name, "has the companion extension")
-    return warn(name, "has no companion extension: pictures are encoded in turn with the sampling", "Install it: docs/companion.md.")
+        return [well(name, "has the companion extension")]
+    # The built-in engine does without.
+    remedy = "Install it: docs/companion.md."
+    said = "has no companion extension: pictures are encoded in turn with the sampling"
+    return [] if stats.get("fluxgate_engine") else [warn(name, said, remedy)]
 
 
 def _judge_flags(name: str, stats: Mapping[str, Any]) -> list[Finding]:

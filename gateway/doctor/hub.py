@@ -40,4 +40,5 @@ async def _judge_access(hub: HubAccess, place: str) -> Finding:
         return fault("hub.access", error.message, error.hint)
     if said == "granted":
         return well("hub.access", f"{place} may be read")
-    return skip("hub.access", f"{place}: {said}")
+    why = "comes from a folder, not from Hugging Face" if said.startswith("not asked") else said
+    return skip("hub.access", f"{place}: {why}")
