@@ -24,6 +24,7 @@ from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, Webhook, 
 from gateway.jobs.records import Admitted, IdempotencyKey, Item
 from gateway.jobs.store import JobStore
 from gateway.loras import Lora, LoraRegistry
+from gateway.moderation import Moderation
 from gateway.reuse import reuse_result
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -88,10 +89,11 @@ class Admission:
         registry: InstanceRegistry,
         metrics: Metrics,
         edits: WorkflowEdits,
+        moderation: Moderation,
     ) -> None:
         self._settings, self._catalog, self._store, self._storage = settings, catalog, store, storage
         self._inputs, self._loras, self._registry, self._metrics = inputs, loras, registry, metrics
-        self._edits = edits
+        self._edits, self._moderation = edits, moderation
 
     def workflow(self, name: str | None) -> Workflow:
         try:
@@ -147,7 +149,9 @@ class Admission:
         """Two jobs of one caller with this key would make the same bytes: alike graphs, same stored form."""
         if wish.cache == "off" or not self._settings.cache_ttl_s:
             return None
-        form = json.dumps([spec.caller, spec.parameters.get("output_format"), spec.parameters.get("quality")])
+        # A picture that this deployment's judge has not seen answers nobody.
+        marks = [mark] if (mark := self._moderation.cache_mark) else []
+        form = json.dumps([spec.caller, spec.parameters.get("output_format"), spec.parameters.get("quality"), *marks])
         return hashlib.sha256(alike + form.encode()).hexdigest()
 
     async def prepare(self, wish: Wish, caller: Caller, loras: Resolver | None = None, workflow: Workflow | None = None) -> Rendered:
@@ -156,6 +160,7 @@ class Admission:
         job_id = new_job_id()
         try:
             filled = workflow.fill(wish.parameters, default_base_model=self._settings.default_base_model, draw_seed=_draw_seed)
+            await self._require_decency(workflow, filled, caller)
             resolve = loras or partial(self.resolve_loras, caller=caller)
             found = await resolve([lora.name for lora in filled.loras])
             files = [
@@ -167,6 +172,21 @@ class Admission:
         except WorkflowError as error:
             raise translate_workflow_error(error) from error
         return Rendered(self._spec(wish, caller, workflow, filled, found, brought, graph, job_id), graph, tuple(found))
+
+    async def _require_decency(self, workflow: Workflow, filled: Filled, caller: Caller) -> None:
+        """Every free text, also what is not wanted: at a guidance below 1 that is what is drawn."""
+        if not self._moderation.judges_texts:
+            return
+        for name, parameter in workflow.parameters.items():
+            text = filled.values.get(name)
+            if parameter.type == "string" and isinstance(text, str):
+                await self._moderation.require_texts([text], caller=caller.id, workflow=workflow.name, parameter=name)
+
+    async def require_graph(self, graph: Graph, caller: str, workflow: str) -> None:
+        """The same for every text of a graph. Raises Moderated."""
+        if self._moderation.judges_texts:
+            texts = sorted(_find_texts([node["inputs"] for node in graph.values()]))
+            await self._moderation.require_texts(texts, caller=caller, workflow=workflow, parameter="workflow")
 
     def _spec(
         self,
@@ -258,6 +278,14 @@ def without_names(spec: JobSpec, graph: bytes) -> bytes:
     for given in spec.inputs:
         graph = graph.replace(given.file.encode(), given.sha256.encode())
     return graph
+
+
+def _find_texts(value: Any) -> set[str]:
+    """All that stand in lists and objects, which admission has not let be deep."""
+    if isinstance(value, str):
+        return {value}
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set[str]().union(*(_find_texts(part) for part in parts))
 
 
 def _draw_seed() -> int:

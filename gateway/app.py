@@ -12,6 +12,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway.edge import EdgeMiddleware, install_error_handlers
+from gateway.judges import open_judge
 from gateway.openapi import describe
 from gateway.routes import (
     batches,
@@ -47,7 +48,8 @@ CORS: dict[str, Any] = {
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Build the app; connections are opened when it starts. Raises BrokenWorkflow for a folder that cannot be served."""
+    """Build the app; connections are opened when it starts. Raises BrokenWorkflow for a folder that cannot be served, and JudgeBroken."""
+    open_judge(settings, None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

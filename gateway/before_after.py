@@ -7,7 +7,7 @@ import logging
 
 from gateway.admission import Admission, Wish
 from gateway.auth import Caller
-from gateway.errors import FluxgateError, RedisUnavailable
+from gateway.errors import FluxgateError, Moderated, RedisUnavailable
 from gateway.jobs.store import JobStore
 from gateway.loras import Lora, LoraRegistry
 
@@ -37,6 +37,9 @@ class BeforeAfter:
     async def _try_draw(self, lora: Lora) -> None:
         try:
             await self._draw(lora)
+        except Moderated:
+            # The same is asked again in ten minutes, not at once.
+            log.warning("before and after are refused by moderation", extra={"lora": lora.name})
         except FluxgateError as error:
             log.warning("before and after not drawn yet", extra={"lora": lora.name, "error": error.message})
             await self._loras.release_pictures(lora.file)

@@ -9,7 +9,12 @@ from gateway.errors import FluxgateError
 COMFY, OPENAI = "/api/v2", "/v1/images"
 _COMFY_CODES = {"job_not_found": "not_found", "asset_not_found": "not_found", "scope_missing": "forbidden"}
 _OPENAI_TYPES = {429: "rate_limit_error", 403: "permission_error"}
-_OPENAI_CODES = {"unauthorized": "invalid_api_key", "workflow_not_found": "model_not_found", "base_model_not_found": "model_not_found"}
+_OPENAI_CODES = {
+    "unauthorized": "invalid_api_key",
+    "workflow_not_found": "model_not_found",
+    "base_model_not_found": "model_not_found",
+    "moderated": "moderation_blocked",
+}
 # What a request calls otherwise than the workflow does.
 _OPENAI_PARAMETERS = {"width": "size", "height": "size", "num_images": "n", "base_model": "model", "workflow": "model", "loras": "model"}
 

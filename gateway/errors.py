@@ -10,6 +10,7 @@ FluxgateError
 ├── PayloadTooLarge       413
 ├── UnsupportedMediaType  415
 ├── Unprocessable         422  well-formed, but does not fit the workflow
+│   ├── Moderated              the deployment's judge refuses a text or a picture
 │   ├── UrlRefused             a URL leads where the gateway does not go
 │   └── UrlFailed              a URL did not give what was asked for
 ├── TooManyRequests       429  with Retry-After
@@ -18,6 +19,7 @@ FluxgateError
 └── Unavailable           503  a part the gateway stands on is out of reach
     ├── RedisUnavailable
     ├── StorageUnavailable
+    ├── ModerationUnavailable
     └── InstanceError          one ComfyUI did not do what was asked
         ├── InstanceUnreachable    nothing answered: it may or may not have acted
         ├── PromptRejected         it answered: the graph is not accepted there
@@ -108,6 +110,11 @@ class Unprocessable(FluxgateError):
     code = "unprocessable"
 
 
+class Moderated(Unprocessable):
+    code = "moderated"
+    hint = "Ask for something else; the operator of this deployment decides what it draws."
+
+
 class UrlRefused(Unprocessable):
     code = "url_refused"
     hint = "Name a public https URL. ALLOW_PRIVATE_URLS lets an operator exempt places of the own network."
@@ -145,6 +152,11 @@ class RedisUnavailable(Unavailable):
 class StorageUnavailable(Unavailable):
     code = "storage_unavailable"
     hint = "Check S3_ENDPOINT_URL, the credentials and the bucket; GET /ready names what is out of reach."
+
+
+class ModerationUnavailable(Unavailable):
+    code = "moderation_unavailable"
+    hint = "Nothing is drawn unjudged here. Try again; the operator finds the reason in the gateway's log."
 
 
 class InstanceError(Unavailable):

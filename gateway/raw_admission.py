@@ -64,6 +64,7 @@ class RawAdmission:
         self.require_right(caller)
         job_id = new_job_id()
         graph, uses = self._prepare(wish.workflow, job_id)
+        await self._admission.require_graph(graph, caller.id, RAW)
         inputs = await self._bring(caller, graph, uses)
         spec = self._spec(wish, caller, graph, inputs, job_id)
         await self._require_nodes(spec.needs, caller)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ class Reproduction:
         graph = await self._store.graph(original.id)
         if graph is None:
             raise NotFound(f"The graph of {original.id!r} is no longer kept.", code="job_not_found")
+        await self._admission.require_graph(json.loads(graph), original.spec.caller, original.spec.workflow)
         spec, graph = _rename(original.spec, graph)
         await self._admission.check_fleet(await self._admission.needs_beside_published(spec.needs))
         job, admitted = await self._admission.enqueue(Item(spec, graph, reuse=False), key)

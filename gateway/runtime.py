@@ -44,6 +44,7 @@ from gateway.jobs.trainings import TrainingStore
 from gateway.keys import KeyStore
 from gateway.lora_imports import LoraImports
 from gateway.loras import LoraRegistry
+from gateway.moderation import open_moderation
 from gateway.outside import Outside
 from gateway.raw_admission import RawAdmission
 from gateway.redis_client import RedisClient, connect_reader, connect_redis
@@ -172,15 +173,16 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         datasets = DatasetStore(redis)
         assets = AssetStore(AssetRecords(redis), storage, ttl_s=settings.asset_ttl_s, url_ttl_s=settings.url_ttl_s)
         inputs = Inputs(assets, outside, keep_s=settings.job_ttl_s)
+        moderation = open_moderation(settings, session, metrics)
         rules = allow_nodes(catalog, settings.raw_nodes)
         workflow_records = WorkflowRecords(redis)
         workflow_edits = WorkflowEdits(catalog, workflow_records, registry, rules)
-        admission = Admission(settings, catalog, store, storage, inputs, loras, registry, metrics, workflow_edits)
+        admission = Admission(settings, catalog, store, storage, inputs, loras, registry, metrics, workflow_edits, moderation)
         training_store = TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits)
         hub = HubAccess(settings.hf_endpoint, settings.hf_token)
         machines = TrainerMachines(redis)
         gauges = StateGauges(metrics, redis, store, training_store, machines, registry)
-        trainings = Trainings(settings, catalog, training_store, datasets, machines, hub)
+        trainings = Trainings(settings, catalog, training_store, datasets, machines, hub, moderation)
         batch_store = BatchStore(redis, ttl_s=settings.job_ttl_s, per_caller=settings.max_batches_per_caller)
         batches = Batches(batch_store, store, admission, registry, feed)
         batch_pictures = BatchPictures(batch_store, store, storage)
@@ -188,7 +190,9 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         deliveries = DeliveryStore(redis)
         webhooks = Webhooks(settings, deliveries, storage, outside, metrics)
         gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
-        dispatcher = Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics, gpu) if dispatch else None
+        dispatcher = (
+            Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics, moderation, gpu) if dispatch else None
+        )
         keys, usage = KeyStore(redis), Usage(redis)
         doorkeeper = Doorkeeper(settings, keys, Rates(redis), usage)
         await _open_feed(redis, feed)

@@ -217,6 +217,19 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr | None = Field(
         None, description="Signs webhooks whose request brings no secret of its own: `whsec_` and 24 to 64 bytes in base64."
     )
+    moderation: str = Field(
+        "",
+        description="Who judges prompts and pictures: `blocklist`, an http(s) URL, `package.module:function` or the name of an entry point "
+        "of the group `fluxgate.moderation`. Empty: nobody.",
+    )
+    moderation_blocklist: Path | None = Field(
+        None, description="File of `MODERATION=blocklist`: a word, words in a row or `/regex/` per line."
+    )
+    moderation_secret: SecretStr | None = Field(None, min_length=16, description="Sent to the moderation URL as `Authorization: Bearer`.")
+    moderation_timeout_s: float = Field(10.0, gt=0, le=300, description="Seconds in which a judgement has to come.")
+    moderation_on_failure: Literal["closed", "open"] = Field(
+        "closed", description="What has no judgement: `closed` refuses it (503, failed jobs), `open` lets it pass."
+    )
     heartbeat_s: float = Field(15.0, gt=0, description="Seconds between comments on a quiet event stream.")
 
     @classmethod
@@ -261,6 +274,13 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]{1,5}", place):
                 ipaddress.ip_network(place)
         return places
+
+    @field_validator("moderation")
+    @classmethod
+    def _need_judge(cls, judge: str) -> str:
+        if judge and not re.fullmatch(r"https?://[^\s]+|[A-Za-z_][\w.\-]*(:[A-Za-z_]\w*)?", judge):
+            raise ValueError("write blocklist, an http(s) URL, package.module:function or the name of an entry point")
+        return judge
 
     @field_validator("webhook_secret")
     @classmethod

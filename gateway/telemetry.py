@@ -86,6 +86,7 @@ class Metrics:
         self.busy_s = Counter(
             "fluxgate_instance_busy_seconds", "Time in which jobs ran, counted at their end", ["instance"], registry=self.registry
         )
+        self.moderation = Counter("fluxgate_moderation", "Judgements of prompts and pictures", ["stage", "outcome"], registry=self.registry)
         self.streams = Gauge("fluxgate_event_streams", "Open event streams", registry=self.registry)
         self.webhooks = Counter("fluxgate_webhooks", "Tries to tell a job's end", ["outcome"], registry=self.registry)
         self.lease_takeovers = Counter("fluxgate_lease_takeovers", "Expired leases taken over", registry=self.registry)

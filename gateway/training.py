@@ -23,6 +23,7 @@ from gateway.hub import HubAccess
 from gateway.jobs.model import Job, JobSpec, JobStatus, Webhook, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import IMPORT_ID, TRAINING, TrainingStore
+from gateway.moderation import Moderation
 from gateway.paging import Page, Position, look_through
 from gateway.preflight import inspect
 from gateway.presets import choose_preset, estimate_disk, require_disk
@@ -149,9 +150,10 @@ class Trainings:
         datasets: DatasetStore,
         machines: TrainerMachines,
         hub: HubAccess,
+        moderation: Moderation,
     ) -> None:
         self._settings, self._catalog, self._store, self._datasets = settings, catalog, store, datasets
-        self._machines, self._hub = machines, hub
+        self._machines, self._hub, self._moderation = machines, hub, moderation
 
     async def admit(
         self, request: TrainingRequest, caller: Caller, key: IdempotencyKey | None = None, webhook: Webhook | None = None
@@ -161,6 +163,7 @@ class Trainings:
         model = self._base(request.base or self._settings.default_base_model)
         self._check_settings(request, model.family)
         dataset = await self._check_dataset(request, model.family, caller)
+        await self._check_texts(request, dataset, caller)
         if request.resume_from is not None:
             await self._check_resumed(request.resume_from, caller)
         await self._check_machines(request, model.family, dataset)
@@ -291,6 +294,13 @@ class Trainings:
                 faults.append(fault)
         if faults:
             raise faults[0]
+
+    async def _check_texts(self, request: TrainingRequest, dataset: Dataset, caller: Caller) -> None:
+        """What shall be learned and drawn. Raises Moderated."""
+        captions = [file.caption for file in dataset.files if file.caption]
+        asked = {"sample_prompts": request.sample_prompts, "trigger_word": [request.trigger_word], "dataset": captions}
+        for parameter, texts in asked.items():
+            await self._moderation.require_texts(texts, caller=caller.id, workflow=TRAINING, parameter=parameter)
 
     async def _check_access(self, base_path: str) -> str:
         if self._settings.trainer == "tiny" or not self._settings.hf_access_check:

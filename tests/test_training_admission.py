@@ -17,6 +17,7 @@ from gateway.errors import FluxgateError
 from gateway.hub import HubAccess
 from gateway.jobs.model import Job
 from gateway.jobs.trainings import TrainingStore
+from gateway.moderation import Moderation
 from gateway.presets import GB, Machine
 from gateway.redis_client import RedisClient, connect_redis
 from gateway.settings import Settings
@@ -57,7 +58,7 @@ class Desk:
         settings = Settings(redis_url=self.redis_url, trainer="simpletuner", default_base_model="flux1-dev", **self.settings)
         hub = HubAccess(f"http://127.0.0.1:{pick_free_port()}", None)
         datasets, machines = DatasetStore(self.redis), TrainerMachines(self.redis)
-        trainings = Trainings(settings, self.catalog, TrainingStore(self.redis, ttl_s=60), datasets, machines, hub)
+        trainings = Trainings(settings, self.catalog, TrainingStore(self.redis, ttl_s=60), datasets, machines, hub, Moderation(None))
         return await trainings.admit(TrainingRequest.model_validate({"name": "thing", "dataset": "ds_image", **asked}), LOCAL)
 
     async def refusal(self, **asked: Any) -> FluxgateError:

@@ -6,6 +6,7 @@ import asyncio
 import sys
 
 from gateway.errors import FluxgateError
+from gateway.judges import open_judge
 from gateway.redis_client import TRAINING_QUEUE, work_on
 from gateway.settings import Settings
 from gateway.state_version import prepare_state_at
@@ -19,6 +20,7 @@ def main() -> int:
     settings = Settings()
     configure_logging(settings.log_level)
     try:
+        open_judge(settings, None)
         asyncio.run(prepare_state_at(settings.redis_url))
     except FluxgateError as error:
         print(f"fluxgate: {error.message} {error.hint}", file=sys.stderr)

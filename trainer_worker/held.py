@@ -16,6 +16,7 @@ from gateway.jobs.model import JobError, JobStatus
 from gateway.jobs.records import Claim
 from gateway.jobs.trainings import TrainingStore
 from gateway.loras import LoraRegistry
+from gateway.moderation import Moderation
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -35,10 +36,12 @@ class LeaseLost(Exception):
 class Held:
     """One attempt at one job. `stop` is set when it shall end; `is_lost` then says that it is not ours to end."""
 
-    def __init__(self, claim: Claim, settings: Settings, store: TrainingStore, storage: Storage, redis: RedisClient) -> None:
+    def __init__(
+        self, claim: Claim, settings: Settings, store: TrainingStore, storage: Storage, redis: RedisClient, moderation: Moderation
+    ) -> None:
         self.claim, self.settings, self.storage = claim, settings, storage
         self.datasets, self.loras, self.registry = DatasetStore(redis), LoraRegistry(redis), InstanceRegistry(redis)
-        self.journal = Journal(claim, store, storage)
+        self.journal = Journal(claim, store, storage, moderation)
         self.stop = threading.Event()
         self.is_lost = False
         gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None

@@ -8,12 +8,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from gateway.errors import RedisUnavailable, StorageUnavailable
+from gateway.errors import Moderated, ModerationUnavailable, RedisUnavailable, StorageUnavailable
 from gateway.instances import InstanceRegistry
 from gateway.jobs.model import EventKind, Job, JobError, JobStatus, Progress, now_ms
 from gateway.jobs.records import Claim, EventDraft, status_event
 from gateway.jobs.trainings import TrainingStore
 from gateway.loras import Lora, LoraRegistry
+from gateway.moderation import Moderation
 from gateway.storage import Storage
 from trainer_worker.progress import Checkpoint, Notice, Sample, Stage, Step, TrainerEvent
 
@@ -27,8 +28,8 @@ PACE_STEPS = 20
 class Journal:
     """The only writer of a claimed training. Redis may be away for a while: every write is tried until it is back."""
 
-    def __init__(self, claim: Claim, store: TrainingStore, storage: Storage) -> None:
-        self._claim, self._store, self._storage = claim, store, storage
+    def __init__(self, claim: Claim, store: TrainingStore, storage: Storage, moderation: Moderation) -> None:
+        self._claim, self._store, self._storage, self._moderation = claim, store, storage, moderation
         self._job: Job = claim.job
         self._steps: list[tuple[int, float]] = []
         self._samples = 0
@@ -88,13 +89,14 @@ class Journal:
         )
 
     async def _tell_sample(self, sample: Sample) -> None:
-        """The picture goes to S3; one that cannot be stored is only not shown, the training goes on."""
+        """The picture goes to S3; one that cannot be stored, or may not be seen, is only not shown, the training goes on."""
         extension = sample.media_type.rpartition("/")[2]
         key = f"trainings/{self._claim.id}/samples/{sample.step}-{self._samples}.{extension}"
         self._samples += 1
         try:
+            await self._moderation.require_picture(sample.image, sample.media_type, self._job.spec)
             await self._storage.put(key, sample.image, sample.media_type)
-        except StorageUnavailable as error:
+        except (StorageUnavailable, Moderated, ModerationUnavailable) as error:
             await self.note(f"A sample was not stored: {error.message}")
             return
         data = {

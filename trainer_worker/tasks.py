@@ -7,8 +7,11 @@ import logging
 import uuid
 from contextlib import suppress
 
+import aiohttp
+
 from gateway.jobs.trainings import CAPTIONING, IMPORT, TrainingStore
 from gateway.loras import LoraRegistry
+from gateway.moderation import open_moderation
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -41,9 +44,10 @@ async def _run(job_id: str, settings: Settings) -> None:
             log.info("nothing to do: ended, or another worker has it")
             return
         work = WORKS.get(claim.job.spec.workflow, train_lora)
-        with suppress(LeaseLost):
-            await Held(claim, settings, store, storage, redis).run(work)
-            await LoraRegistry(redis).forget_source(job_id)
+        async with aiohttp.ClientSession() as session:
+            with suppress(LeaseLost):
+                await Held(claim, settings, store, storage, redis, open_moderation(settings, session)).run(work)
+                await LoraRegistry(redis).forget_source(job_id)
     finally:
         storage.close()
         await redis.aclose()

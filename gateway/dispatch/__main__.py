@@ -8,6 +8,7 @@ import sys
 
 import uvloop
 
+from gateway.judges import JudgeBroken
 from gateway.process import allow_many_files, collect_rarely
 from gateway.runtime import open_runtime
 from gateway.settings import Settings
@@ -25,14 +26,14 @@ async def _run(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Until told to stop. A state that cannot be worked on is refused with one line."""
+    """Until told to stop. A state that cannot be worked on, or a judge that cannot be asked, is refused with one line."""
     settings = Settings()
     configure_logging(settings.log_level)
     allow_many_files()
     collect_rarely()
     try:
         uvloop.run(_run(settings))
-    except StateRefused as error:
+    except (StateRefused, JudgeBroken) as error:
         print(f"fluxgate: {error.message} {error.hint}", file=sys.stderr)
         return 2
     return 0

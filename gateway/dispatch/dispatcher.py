@@ -32,6 +32,7 @@ from gateway.jobs.model import TERMINAL, EventKind, Job, JobError, JobStatus, no
 from gateway.jobs.records import Claim
 from gateway.jobs.store import JobStore
 from gateway.loras import LoraRegistry
+from gateway.moderation import Moderation
 from gateway.pricing import Measurement
 from gateway.reuse import reuse_result
 from gateway.settings import Settings
@@ -60,10 +61,11 @@ class Dispatcher:
         fleet: FleetRegistry,
         loras: LoraRegistry,
         metrics: Metrics,
+        moderation: Moderation,
         gpu: GpuLease | None = None,
     ) -> None:
         self._settings, self._store, self._metrics = settings, store, metrics
-        self._ingest = Ingest(storage, tries=settings.upload_tries)
+        self._ingest = Ingest(storage, moderation, tries=settings.upload_tries)
         self._storage = storage
         self._executions: dict[str, Execution] = {}
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()

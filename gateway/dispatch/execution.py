@@ -22,7 +22,16 @@ from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
 from gateway.dispatch.progress import ProgressTracker
 from gateway.dispatch.prompt import DeadlinePassed, GoneFromInstance, Prompt
-from gateway.errors import InstanceError, InstanceUnreachable, PromptRejected, RedisUnavailable, StorageUnavailable, Unavailable
+from gateway.errors import (
+    InstanceError,
+    InstanceUnreachable,
+    Moderated,
+    ModerationUnavailable,
+    PromptRejected,
+    RedisUnavailable,
+    StorageUnavailable,
+    Unavailable,
+)
 from gateway.jobs.model import EventKind, Job, JobError, JobStatus, Output, now_ms
 from gateway.jobs.records import Claim, EventDraft, output_events, status_event
 from gateway.jobs.store import JobStore
@@ -183,6 +192,8 @@ class Execution:
     def _show_preview(self, preview: Preview) -> None:
         # A whole picture sent as a frame is no preview: the live feed is bounded by count, not by size.
         is_small = len(preview.image) <= MAX_PREVIEW_BYTES
+        # Where pictures are judged nobody sees one before its judge does.
+        is_small = is_small and not self._ingest.moderation.judges_pictures
         if is_small and time.monotonic() >= self._preview_due and self._is_watched(self.claim.id):
             self._preview_due = time.monotonic() + PREVIEW_S
             data = {"mime": preview.content_type, "base64": base64.b64encode(preview.image).decode()}
@@ -306,6 +317,8 @@ class Execution:
         """The stored pictures, or why there are none."""
         try:
             outputs = await self._ingest.store(self._instance.client, self.job.spec, self._files(entry), companion=self._companion)
+        except (Moderated, ModerationUnavailable) as error:
+            return JobError(code=error.code, message=error.message, hint=error.hint, details=error.details)
         except Unavailable as error:
             return JobError(code="upload_failed", message=f"The pictures could not be stored: {error.message}", hint=error.hint)
         if outputs or self.job.spec.raw:
@@ -315,6 +328,8 @@ class Execution:
     async def _succeed(self, stored: tuple[Output, ...] | JobError, entry: HistoryEntry, ended_ms: int) -> None:
         if isinstance(stored, JobError):
             await self._fail(stored)
+            if stored.code == Moderated.code:
+                self._instance.forget_soon(self._prompt.id, entry.files())
             return
         metrics = self.job.metrics.model_copy(update={"upload_ms": now_ms() - ended_ms, **await self._measured_load()})
         self.job = self.job.model_copy(update={"outputs": stored, "metrics": metrics, "progress": self._tracker.completed()})

@@ -10,17 +10,18 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
 from mimetypes import guess_type
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from gateway.comfy.client import ComfyClient, OutputFile
 from gateway.errors import InstanceError, OutputMissing, Unavailable
 from gateway.jobs.model import JobSpec, Output
+from gateway.moderation import Moderation
 from gateway.storage import Storage
 
 T = TypeVar("T")
@@ -76,13 +77,23 @@ def _type_of(extension: str) -> str:
     return guessed if guessed.startswith(("image/", "video/", "audio/")) and "svg" not in guessed else "application/octet-stream"
 
 
+async def _gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All of them, to their ends; then the first error, if there was one."""
+    done: list[T] = []
+    for result in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+        done.append(result)
+    return done
+
+
 class Ingest:
     """Fetches and stores the outputs of finished prompts, a bounded number at a time, off the instance's critical path."""
 
-    def __init__(self, storage: Storage, *, tries: int, at_once: int = 8) -> None:
-        self._storage = storage
+    def __init__(self, storage: Storage, moderation: Moderation, *, tries: int, at_once: int = 8) -> None:
+        self._storage, self.moderation = storage, moderation
         self._tries = tries
-        self._turn = asyncio.Semaphore(at_once)
+        self._turn, self._judging = asyncio.Semaphore(at_once), asyncio.Semaphore(at_once)
 
     async def bring(self, client: ComfyClient, spec: JobSpec) -> None:
         """Put a job's inputs where its graph will look for them. Raises StorageUnavailable, InstanceError."""
@@ -99,18 +110,29 @@ class Ingest:
                 log.warning("input not removed", extra={"file": given.file, "error": error.message})
 
     async def store(self, client: ComfyClient, spec: JobSpec, files: list[OutputFile], *, companion: bool = False) -> tuple[Output, ...]:
-        """Every picture of a job, in order. Raises the last error when one cannot be stored: never a URL to nothing."""
-        stores = [self._store_one(client, spec, index, file, companion) for index, file in enumerate(files)]
-        outputs: list[Output] = []
-        for result in await asyncio.gather(*stores, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
-            outputs.append(result)
-        return tuple(outputs)
+        """Every picture of a job, in order. Raises the last error when one cannot be stored: never a URL to nothing.
 
-    async def _store_one(self, client: ComfyClient, spec: JobSpec, index: int, file: OutputFile, companion: bool) -> Output:
+        Where pictures are judged none of a job is stored before all were. Raises Moderated.
+        """
+        judged: list[Picture] | list[None] = [None] * len(files)
+        if self.moderation.judges_pictures:
+            judged = await _gather(self._judge_one(client, spec, file, companion) for file in files)
+        pairs = enumerate(zip(files, judged, strict=True))
+        return tuple(await _gather(self._store_one(client, spec, index, file, companion, known) for index, (file, known) in pairs))
+
+    async def _judge_one(self, client: ComfyClient, spec: JobSpec, file: OutputFile, companion: bool) -> Picture:
         async with self._turn:
             picture = await self._retry(lambda: self._fetch(client, spec, file, companion))
+        # A slow judge holds up nobody's picture but this job's.
+        async with self._judging:
+            await self.moderation.require_picture(picture.body, _type_of(picture.extension), spec)
+        return picture
+
+    async def _store_one(
+        self, client: ComfyClient, spec: JobSpec, index: int, file: OutputFile, companion: bool, judged: Picture | None
+    ) -> Output:
+        async with self._turn:
+            picture = await self._retry(lambda: self._fetch(client, spec, file, companion)) if judged is None else judged
             key = f"generations/{spec.id}/{index}.{picture.extension}"
             content_type = _type_of(picture.extension)
             await self._retry(lambda: self._storage.put(key, picture.body, content_type))

@@ -14,6 +14,7 @@ from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
 from gateway.jobs.records import Claim
 from gateway.jobs.store import JobStore
+from gateway.moderation import Moderation
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -60,7 +61,7 @@ def execute(claim: Claim, instance: Instance, store: JobStore, s3: S3Access) -> 
         aws_access_key_id=s3.access_key_id,
         aws_secret_access_key=SecretStr(s3.secret_access_key),
     )
-    ingest = Ingest(Storage(settings), tries=1)
+    ingest = Ingest(Storage(settings), Moderation(None), tries=1)
     return Execution(claim, instance, store, ingest, SETTINGS, lambda: None, lambda job_id: False)
 
 
