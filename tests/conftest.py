@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,8 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from local.child import pick_free_port
-from local.services import Engine, RedisServer, S3Server
+from local.services import Engine, Gateway, RedisServer, S3Server
+from tests.deployment import describe_deployment, make_gateway, running
 
 ENGINE_NODES = "tests.engine_nodes"
 
@@ -86,6 +88,28 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield child.url
     finally:
         child.stop()
+
+
+OpenGateway = Callable[..., AbstractContextManager[Gateway]]
+
+
+@pytest.fixture(scope="session")
+def open_gateway(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: pytest.TempPathFactory) -> OpenGateway:
+    """`with open_gateway(CACHE_TTL_S="3600") as gateway`: one with its dispatcher inside, over the session's servers.
+
+    Its Redis is empty at the start, and at the end: a key made there would shut the door of the next.
+    """
+
+    @contextmanager
+    def open_one(**changes: str) -> Iterator[Gateway]:
+        with redis.Redis.from_url(redis_server) as connection:
+            connection.flushall()
+            gateway = make_gateway(tmp_path_factory.mktemp("gateway"), describe_deployment(redis_server, s3_server, engine, **changes))
+            with running(gateway):
+                yield gateway
+            connection.flushall()
+
+    return open_one
 
 
 EngineFactory = Callable[..., Engine]

@@ -20,8 +20,7 @@ from PIL import Image
 from fluxgate import Client, Lora, Progress
 from fluxgate.cli import INTERRUPTED, choose_paths, parse_lora, parse_parameter
 from fluxgate.display import describe_progress
-from local.services import S3Server
-from tests.deployment import describe_deployment, make_gateway, running
+from tests.conftest import OpenGateway
 
 FLUXGATE = [sys.executable, "-c", "from fluxgate.cli import main; main()"]
 SMALL = ["--width", "256", "--height", "256", "--steps", "3", "--seed", "7"]
@@ -29,9 +28,8 @@ PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
-def url(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    gateway = make_gateway(tmp_path_factory.mktemp("gateway"), describe_deployment(redis_server, s3_server, engine))
-    with running(gateway):
+def url(open_gateway: OpenGateway) -> Iterator[str]:
+    with open_gateway() as gateway:
         yield gateway.url
 
 

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import redis
 import uvicorn
 
 from gateway.guard import Guard
@@ -25,21 +24,17 @@ from gateway.telemetry import JsonFormatter
 from local.child import pick_free_port
 from local.services import Gateway, S3Server
 from tests.callers import as_caller, make_key
-from tests.deployment import describe_deployment, make_gateway, running, wait_for_answers
+from tests.conftest import OpenGateway
+from tests.deployment import describe_deployment, make_gateway, wait_for_answers
 
 FRIEND = "https://studio.example"
 
 
 @pytest.fixture(scope="module")
-def gateway(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(open_gateway: OpenGateway) -> Iterator[Gateway]:
     """Open to everybody on this machine, until the last tests make a key."""
-    with redis.Redis.from_url(redis_server) as connection:
-        connection.flushall()
-        changes = {"CORS_ORIGINS": FRIEND, "ALLOWED_HOSTS": "gpu-box.lan", "BODY_TIMEOUT_S": "1"}
-        made = make_gateway(tmp_path_factory.mktemp("gateway"), describe_deployment(redis_server, s3_server, engine, **changes))
-        with running(made):
-            yield made
-        connection.flushall()
+    with open_gateway(CORS_ORIGINS=FRIEND, ALLOWED_HOSTS="gpu-box.lan", BODY_TIMEOUT_S="1") as gateway:
+        yield gateway
 
 
 def ask(gateway: Gateway, path: str = "/v1/loras", method: str = "GET", **headers: str) -> httpx.Response:

@@ -13,8 +13,7 @@ import httpx
 import pytest
 import redis
 
-from local.services import S3Server
-from tests.deployment import describe_deployment, make_gateway, running
+from tests.conftest import OpenGateway
 
 JSON = {"Content-Type": "application/json"}
 GENERATIONS = "/v1/generations"
@@ -25,12 +24,9 @@ ENDLESS = {"workflow": "slow", "steps": 10_000, "delay_ms": 20}
 
 
 @pytest.fixture(scope="module")
-def http(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def http(open_gateway: OpenGateway) -> Iterator[httpx.Client]:
     """A caller of a gateway that lives as long as this file's tests."""
-    with redis.Redis.from_url(redis_server) as connection:
-        connection.flushall()
-    gateway = make_gateway(tmp_path_factory.mktemp("gateway"), describe_deployment(redis_server, s3_server, engine))
-    with running(gateway), httpx.Client(base_url=gateway.url, timeout=30.0) as client:
+    with open_gateway() as gateway, httpx.Client(base_url=gateway.url, timeout=30.0) as client:
         yield client
 
 

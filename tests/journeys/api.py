@@ -59,6 +59,12 @@ class Api:
     def __init__(self, url: str) -> None:
         self.http = httpx.Client(base_url=url, timeout=PATIENCE_S)
 
+    def __enter__(self) -> Api:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
     @classmethod
     def of(cls, http: httpx.Client) -> Api:
         """The caller that this client is, with its key."""

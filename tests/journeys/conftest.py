@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import redis
 
-from local.services import S3Server
-from tests.deployment import describe_deployment, make_gateway, running
+from tests.conftest import OpenGateway
 from tests.journeys.api import Api
 from tests.webhook_receiver import Receiver
 
@@ -21,12 +19,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture(scope="module")
-def api(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A caller of a gateway that lives as long as the file's tests; its Redis is empty at the start."""
-    with redis.Redis.from_url(redis_server) as connection:
-        connection.flushall()
-    gateway = make_gateway(tmp_path_factory.mktemp("gateway"), describe_deployment(redis_server, s3_server, engine))
-    with running(gateway):
-        caller = Api(gateway.url)
-        with caller.http:
-            yield caller
+def api(open_gateway: OpenGateway) -> Iterator[Api]:
+    """A caller of a gateway that lives as long as the file's tests."""
+    with open_gateway() as gateway, Api(gateway.url) as caller:
+        yield caller

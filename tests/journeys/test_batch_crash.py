@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-import redis
 
-from local.services import Gateway, S3Server
+from local.services import Gateway
 from tests.callers import as_caller, make_key
-from tests.deployment import describe_deployment, make_gateway, running, wait_for_answers
+from tests.conftest import OpenGateway
+from tests.deployment import wait_for_answers
 from tests.journeys.api import PATIENCE_S, count_saved, wait_until
 
 ADMIN_KEY = "an-admin-key-for-tests-and-nothing-else"
@@ -26,12 +26,8 @@ class Plant(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def plant(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
-    with redis.Redis.from_url(redis_server) as connection:
-        connection.flushall()
-    env = describe_deployment(redis_server, s3_server, engine, ADMIN_KEY=ADMIN_KEY)
-    gateway = make_gateway(tmp_path_factory.mktemp("gateway"), env)
-    with running(gateway), as_caller(gateway.url, ADMIN_KEY) as admin:
+def plant(open_gateway: OpenGateway) -> Iterator[Plant]:
+    with open_gateway(ADMIN_KEY=ADMIN_KEY) as gateway, as_caller(gateway.url, ADMIN_KEY) as admin:
         ann, bob = (as_caller(gateway.url, make_key(admin, "generate", caller=name)["key"]) for name in ("ann", "bob"))
         with ann, bob:
             yield Plant(gateway, ann, bob)

@@ -7,12 +7,11 @@ from typing import Any
 
 import openai
 import pytest
-import redis
 from comfy_sdk import Comfy, Forbidden, NotFound, Unauthorized
 
-from local.services import Gateway, S3Server
+from local.services import Gateway
 from tests.callers import as_caller, make_key
-from tests.deployment import describe_deployment, make_gateway, running
+from tests.conftest import OpenGateway
 
 ADMIN_KEY = "the-operators-own-key-of-this-test"
 GRAPH: dict[str, Any] = {
@@ -22,13 +21,9 @@ GRAPH: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def gateway(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with redis.Redis.from_url(redis_server) as connection:
-        connection.flushall()
-        made = make_gateway(tmp_path_factory.mktemp("gateway"), describe_deployment(redis_server, s3_server, engine, ADMIN_KEY=ADMIN_KEY))
-        with running(made):
-            yield made
-        connection.flushall()
+def gateway(open_gateway: OpenGateway) -> Iterator[Gateway]:
+    with open_gateway(ADMIN_KEY=ADMIN_KEY) as gateway:
+        yield gateway
 
 
 @pytest.fixture(scope="module")

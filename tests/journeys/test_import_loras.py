@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from tests.either_client import KINDS, opened
 from tests.journeys.api import wait_until
 from tests.journeys.studio import Studio, running_studio
 from tests.lora_files import GOOD, REFUSED, Good, Write
+from tests.web_site import running_site
 
 LORAS = "/v1/loras"
 TINY = MODEL_DIR.parent
@@ -66,26 +65,13 @@ def site(tmp_path: Path) -> Iterator[Callable[[Path], str]]:
     """Serves files under a name of any kind; answers with their URLs."""
     served: dict[str, Path] = {}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = served[self.path.partition("?")[0]].read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with running_site(lambda path: served[path.partition("?")[0]].read_bytes()) as somebodys:
 
         def serve(path: Path) -> str:
             served[f"/{path.name}"] = path
-            return f"http://127.0.0.1:{server.server_port}/{path.name}?token=secret"
+            return f"{somebodys.url}/{path.name}?token=secret"
 
         yield serve
-        server.shutdown()
 
 
 @pytest.mark.parametrize("title", ["kohya", "diffusers without prefix"])

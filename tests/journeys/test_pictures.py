@@ -7,23 +7,20 @@ import hashlib
 import io
 import json
 import shutil
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import redis
 from PIL import Image, ImageChops, ImageDraw
 
-from local.services import S3Server
+from tests.conftest import OpenGateway
 from tests.dataset_api import read_error
-from tests.deployment import WORKFLOWS_DIR, describe_deployment, make_gateway, running
+from tests.deployment import WORKFLOWS_DIR
 from tests.journeys.api import Api, Job, fetch, open_picture, wait_until
+from tests.web_site import Site, running_site
 
 STAR = Path(__file__).parents[1] / "data" / "tinyflux" / "red_circle.png"
 QUICK: dict[str, Any] = {"prompt": "a green star on a yellow background", "steps": 6, "seed": 5}
@@ -34,36 +31,14 @@ HEAVY_BYTES = 50 << 20
 ALBUM = ("first", "second", "third", "fourth", "fifth")
 
 
-@dataclass(frozen=True)
-class Site:
-    """A web site of somebody else's, on this machine."""
-
-    url: str
-    asked: list[str]
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    asked: list[str] = []
+    def answer(path: str) -> bytes:
+        body = STAR.read_bytes() if path.startswith(("/star.png", "/heavy.png")) else b"<html>no</html>"
+        return body + bytes(HEAVY_BYTES if path.startswith("/heavy.png") else 0)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            body = STAR.read_bytes() if self.path.startswith(("/star.png", "/heavy.png")) else b"<html>no</html>"
-            body += bytes(HEAVY_BYTES if self.path.startswith("/heavy.png") else 0)
-            self.send_response(200)
-            self.send_header("Content-Type", "image/png")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Site(f"http://127.0.0.1:{server.server_port}", asked)
-        server.shutdown()
+    with running_site(answer) as site:
+        yield site
 
 
 def write_album(folder: Path) -> None:
@@ -85,9 +60,7 @@ def write_album(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def api(redis_server: str, s3_server: S3Server, engine: str, site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with redis.Redis.from_url(redis_server) as connection:
-        connection.flushall()
+def api(open_gateway: OpenGateway, site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     workflows = tmp_path_factory.mktemp("workflows")
     shutil.copytree(WORKFLOWS_DIR, workflows, dirs_exist_ok=True)
     write_album(workflows / "album")
@@ -98,11 +71,8 @@ def api(redis_server: str, s3_server: S3Server, engine: str, site: Site, tmp_pat
         "MAX_BODY_BYTES": "65536",
         "MAX_PICTURE_BODY_BYTES": str(MAX_PICTURE_BODY_BYTES),
     }
-    gateway = make_gateway(tmp_path_factory.mktemp("gateway"), describe_deployment(redis_server, s3_server, engine, **changes))
-    with running(gateway):
-        caller = Api(gateway.url)
-        with caller.http:
-            yield caller
+    with open_gateway(**changes) as gateway, Api(gateway.url) as caller:
+        yield caller
 
 
 def upload(api: Api, body: bytes) -> str:

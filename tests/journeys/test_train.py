@@ -51,8 +51,8 @@ def test_a_trained_lora_is_used_by_name_in_the_next_request(studio: Studio, rece
 
 
 def test_before_and_after_pictures_are_drawn(studio: Studio) -> None:
-    studio.wait(studio.train(name="shown")["id"], "succeeded")
-    lora = studio.wait_for_pictures("shown")
+    """Of the LoRA that was trained above."""
+    lora = studio.wait_for_pictures("thing")
     assert httpx.get(lora["before"]).content != httpx.get(lora["after"]).content
 
 

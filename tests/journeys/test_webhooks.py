@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from gateway.jobs.store import JobStore
 from gateway.redis_client import connect_redis
 from local.child import Child, pick_free_port
-from local.services import Gateway, S3Server
-from tests.deployment import describe_deployment, make_gateway, running
+from local.services import Gateway
+from tests.conftest import OpenGateway
+from tests.deployment import running
 from tests.job_specs import create
 from tests.journeys.api import Api, Job, fetch, strip_signatures, wait_until
 from tests.webhook_receiver import SECRET, Receiver
@@ -50,17 +50,10 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(
-    redis_server: str, s3_server: S3Server, engine: str, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Shop]:
-    with redis.Redis.from_url(redis_server) as connection:
-        connection.flushall()
-    env = describe_deployment(redis_server, s3_server, engine, WEBHOOK_SECRET=SECRET, SLOTS_PER_INSTANCE="1", QUEUE_TIMEOUT_S="5")
-    gateway = make_gateway(tmp_path_factory.mktemp("gateway"), env | {"ALLOW_PRIVATE_URLS": "127.0.0.0/8"})
-    with running(gateway):
-        caller = Api(gateway.url)
-        with caller.http:
-            yield Shop(gateway, caller, receiver, redis_server)
+def shop(redis_server: str, open_gateway: OpenGateway, receiver: Receiver) -> Iterator[Shop]:
+    changes = {"WEBHOOK_SECRET": SECRET, "SLOTS_PER_INSTANCE": "1", "QUEUE_TIMEOUT_S": "5", "ALLOW_PRIVATE_URLS": "127.0.0.0/8"}
+    with open_gateway(**changes) as gateway, Api(gateway.url) as caller:
+        yield Shop(gateway, caller, receiver, redis_server)
 
 
 def test_every_end_is_told_as_the_job_says_it(shop: Shop) -> None:
