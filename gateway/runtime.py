@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,8 @@ from gateway.workflow_edits import WorkflowEdits
 from gateway.workflow_records import WorkflowRecords
 
 log = logging.getLogger(__name__)
+
+Loop = Coroutine[Any, Any, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +137,26 @@ async def _open_feed(redis: RedisClient, feed: EventFeed) -> None:
         await asyncio.sleep(1)
 
 
-async def _essential(name: str, work: Coroutine[Any, Any, None]) -> None:
+async def _essential(name: str, work: Loop) -> None:
     """A loop without which the process is of no use: when it breaks the process ends, and says why."""
     try:
         await work
     except Exception:  # boundary: the last line before a silent half-alive process
         log.critical("%s broke; the process ends", name, exc_info=True)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@asynccontextmanager
+async def _running(loops: Mapping[str, Loop], storage: Storage) -> AsyncIterator[None]:
+    """Loops by name, for as long as the process serves."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_essential(name, loop)) for name, loop in loops.items()]
+        tasks.append(group.create_task(_ensure_bucket(storage)))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
 
 
 @asynccontextmanager
@@ -198,51 +213,59 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         await _open_feed(redis, feed)
         await doorkeeper.refresh()
         await workflow_edits.refresh()
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_ensure_bucket(storage)), group.create_task(_essential("the event feed", feed.run()))]
-            tasks.append(group.create_task(_essential("the webhooks", webhooks.run())))
-            tasks.append(group.create_task(_essential("the watch over keys", doorkeeper.run())))
+        loops: dict[str, Loop] = {
+            "the event feed": feed.run(),
+            "the webhooks": webhooks.run(),
+            "the watch over keys": doorkeeper.run(),
             # In every process: a cluster may be scaled to no dispatcher at all.
-            tasks.append(group.create_task(_essential("the watch over trainings", trainings.watch())))
-            tasks.append(group.create_task(_essential("the sweep of uploads", assets.sweep())))
-            tasks.append(group.create_task(_essential("the workflows", workflow_edits.watch())))
-            tasks.append(group.create_task(_essential("the batches", batches.watch())))
-            tasks.append(group.create_task(_essential("the pictures of batches", batch_pictures.watch())))
-            pictures = BeforeAfter(admission, store, loras)
-            tasks.append(group.create_task(_essential("the before and after pictures", pictures.watch())))
-            if settings.metrics_port:
-                tasks.append(group.create_task(_essential("the metrics port", serve_metrics(settings, measured))))
+            "the watch over trainings": trainings.watch(),
+            "the sweep of uploads": assets.sweep(),
+            "the workflows": workflow_edits.watch(),
+            "the batches": batches.watch(),
+            "the pictures of batches": batch_pictures.watch(),
+            "the before and after pictures": BeforeAfter(admission, store, loras).watch(),
+        }
+        if settings.metrics_port:
+            loops["the metrics port"] = serve_metrics(settings, measured)
+        if dispatcher is not None:
+            loops["the dispatcher"] = dispatcher.run()
+        async with _running(loops, storage):
+            yield Runtime(
+                settings=settings,
+                catalog=catalog,
+                redis=redis,
+                store=store,
+                feed=feed,
+                storage=storage,
+                outside=outside,
+                loras=loras,
+                registry=registry,
+                fleet=fleet,
+                keys=keys,
+                usage=usage,
+                doorkeeper=doorkeeper,
+                tickets=Tickets(redis),
+                admission=admission,
+                raw=RawAdmission(settings, catalog, store, storage, assets, inputs, admission, rules),
+                datasets=datasets,
+                curation=Curation(datasets, storage),
+                assets=assets,
+                trainings=trainings,
+                captionings=Captionings(settings, trainings),
+                deliveries=deliveries,
+                webhooks=webhooks,
+                gpu=gpu,
+                metrics=metrics,
+                lora_imports=LoraImports(settings, catalog, trainings, assets, outside, loras),
+                gauges=gauges,
+                foresight=Foresight(admission, store, registry),
+                reproduction=Reproduction(admission, store, storage),
+                warmth=Warmth(settings, catalog, admission, registry, fleet),
+                workflow_records=workflow_records,
+                workflow_edits=workflow_edits,
+                batch_store=batch_store,
+                batches=batches,
+                batch_pictures=batch_pictures,
+            )
             if dispatcher is not None:
-                tasks.append(group.create_task(_essential("the dispatcher", dispatcher.run())))
-            try:
-                curation = Curation(datasets, storage)
-                telling = (deliveries, webhooks)
-                places = (store, feed, storage, outside, loras, registry, fleet, keys, usage, doorkeeper, Tickets(redis))
-                raw = RawAdmission(settings, catalog, store, storage, assets, inputs, admission, rules)
-                lora_imports = LoraImports(settings, catalog, trainings, assets, outside, loras)
-                works = (admission, raw, datasets, curation, assets, trainings, Captionings(settings, trainings))
-                yield Runtime(
-                    settings,
-                    catalog,
-                    redis,
-                    *places,
-                    *works,
-                    *telling,
-                    gpu,
-                    metrics,
-                    lora_imports,
-                    gauges,
-                    foresight=Foresight(admission, store, registry),
-                    reproduction=Reproduction(admission, store, storage),
-                    warmth=Warmth(settings, catalog, admission, registry, fleet),
-                    workflow_records=workflow_records,
-                    workflow_edits=workflow_edits,
-                    batch_store=batch_store,
-                    batches=batches,
-                    batch_pictures=batch_pictures,
-                )
-                if dispatcher is not None:
-                    await dispatcher.drain(settings.stop_after_running_s)
-            finally:
-                for task in tasks:
-                    task.cancel()
+                await dispatcher.drain(settings.stop_after_running_s)
