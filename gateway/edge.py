@@ -17,6 +17,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 
+from gateway.bodies import MAX_DEPTH
 from gateway.dialects import speak
 from gateway.errors import (
     BadRequest,
@@ -110,13 +111,13 @@ def _describe_invalid(error: RequestValidationError | WebSocketRequestValidation
     return kind(message, code="invalid_parameter", details={**first, "parameters": described})
 
 
-def _without_secrets(place: tuple[int | str, ...], value: Any) -> Any:
-    """What may be repeated in an answer: no field that is a secret by its name, wherever the fault is seen from."""
-    if any(names_secret(part) for part in place):
+def _without_secrets(place: tuple[int | str, ...], value: Any, levels: int = MAX_DEPTH) -> Any:
+    """What may be repeated in an answer: no field that is a secret by its name, wherever the fault is seen from, and nothing too deep."""
+    if any(names_secret(part) for part in place) or not levels:
         return "…"
     if isinstance(value, dict):
-        return {name: _without_secrets((name,), part) for name, part in value.items()}
-    return [_without_secrets((), part) for part in value] if isinstance(value, list) else value
+        return {name: _without_secrets((name,), part, levels - 1) for name, part in value.items()}
+    return [_without_secrets((), part, levels - 1) for part in value] if isinstance(value, list) else value
 
 
 def _shorten(value: Any) -> str:
