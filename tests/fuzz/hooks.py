@@ -15,9 +15,11 @@ from urllib.parse import quote
 
 import httpx
 import schemathesis
+from blake3 import blake3
 from schemathesis.generation import GenerationMode
 
 from tests.dataset_files import picture
+from tests.deployment import WORKFLOWS_DIR
 from tests.journeys.api import TERMINAL
 from tests.journeys.belongings import RAW
 
@@ -25,13 +27,26 @@ Json = dict[str, Any]
 
 # Where ids are listed, when that is not what stands before them in the path.
 LISTS = {"/api/v2/assets/{asset_id}": "/v1/uploads", "/api/v2/assets/{asset_id}/content": "/v1/uploads"}
-TOLD: Json = {"workflow": "trivial", "webhook": {"url": os.environ.get("FUZZ_RECEIVER", "")}}
+# A job that succeeds at once, and whose end somebody is told.
+TOLD: Json = {
+    "workflow": "trivial",
+    "webhook": {"url": os.environ.get("FUZZ_RECEIVER", ""), "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"},
+}
+UPLOADED = picture(1)
+# A workflow that a caller brings.
+OWN = "brought"
+FILES = WORKFLOWS_DIR / "trivial"
+BROUGHT: Json = {
+    "graph": json.loads((FILES / "graph.json").read_text()),
+    "bindings": (FILES / "bindings.toml").read_text(),
+    "example": json.loads((FILES / "example.json").read_text()),
+}
 # What is made where a list is empty, because requests before deleted all of it.
 MAKE: dict[str, Json] = {
     "/v1/generations": {"json": {"workflow": "trivial"}},
     "/v1/batches": {"json": {"workflow": "trivial", "items": [{"color": 1}, {"color": 2}]}},
-    "/v1/uploads": {"files": {"file": ("a.png", picture(1))}},
-    "/v1/datasets": {"files": {"files": ("a.png", picture(2))}, "data": {"trigger_word": "TOK"}},
+    "/v1/uploads": {"files": {"file": ("a.png", UPLOADED)}},
+    "/v1/datasets": {"files": {"files": ("a.png", picture(2))}, "data": {"name": "set"}},
     "/v1/keys": {"json": {}},
     # Nobody is there.
     "/v1/instances": {"json": {"url": "http://127.0.0.1:9"}},
@@ -43,7 +58,7 @@ DONE: dict[tuple[str, str], Json] = {
     ("POST", "/v1/generations"): QUICK,
     ("POST", "/v1/generations/preview"): QUICK,
     ("POST", "/v1/workflows/flux-img2img/generations"): {**QUICK, "image": "@upload"},
-    ("POST", "/v1/workflows/flux-fill/generations"): {**QUICK, "image": "@upload", "mask": "@upload"},
+    ("POST", "/v1/workflows/flux-fill/generations"): {"prompt": "x", "steps": 1, "image": "@upload", "mask": "@upload"},
     ("POST", "/v1/batches"): {"workflow": "trivial", "sweep": {"color": [1, 2]}},
     ("POST", "/v1/images/generations"): {"prompt": "a red circle", "size": "256x256"},
     ("POST", "/v1/images/edits"): {"prompt": "a red circle", "size": "256x256", "image": picture(3)},
@@ -53,12 +68,16 @@ DONE: dict[tuple[str, str], Json] = {
     ("POST", "/v1/trainings"): {"name": "tok", "dataset": "@dataset", "base": "tinyflux", "resolution": 64, "steps": 5},
     ("POST", "/v1/datasets/{dataset_id}/captions"): {},
     ("POST", "/api/v2/jobs"): {"workflow": RAW},
+    ("PUT", "/v1/workflows/{name}"): BROUGHT,
 }
 # What must be true of a job for a route to do what it is for; where none is so, one is made.
 FITTING: dict[str, Json] = {
     "/v1/generations/{job_id}/reproduce": {"status": "succeeded"},
     "/v1/generations/{job_id}/comparison": {"status": "succeeded", "reproduces": ...},
     "/v1/generations/{job_id}/webhook/replay": {"status": "succeeded", "webhook": ...},
+    "/v1/batches/{batch_id}/archive": {"finished_at": ...},
+    "/v1/batches/{batch_id}": {"finished_at": ...},
+    "/v1/trainings/{job_id}": {"finished_at": ...},
 }
 ABSENT_MODELS = ("flux1-dev", "flux1-dev-fp8", "flux1-schnell", "flux1-fill-dev")
 UNPAGED = {"/v1/instances", "/v1/keys", "/v1/loras", "/v1/workflows"}
@@ -92,25 +111,37 @@ def fits(thing: Json, wanted: Json) -> bool:
     return all(thing.get(name) == value or (value is ... and thing.get(name)) for name, value in wanted.items())
 
 
-def make_fitting(wanted: Json) -> None:
-    """A finished job, told of its end to somebody, and if need be another one that runs it again."""
-    job = connect().post("/v1/generations", json=TOLD, headers={"Prefer": "wait=10"}).json()
-    if "reproduces" in wanted and job.get("status") == "succeeded":
-        again = connect().post(f"/v1/generations/{job['id']}/reproduce").json()
-        connect().get(f"/v1/generations/{again['id']}/events", params={"wait": 5, "after": 0})
+def make_fitting(path: str, wanted: Json) -> None:
+    """A finished job, told of its end to somebody, and if need be another one that runs it again; or a batch, awaited."""
+    if path.startswith("/v1/generations"):
+        job = connect().post("/v1/generations", json=TOLD, headers={"Prefer": "wait=10"}).json()
+        if "reproduces" in wanted and job.get("status") == "succeeded":
+            again = connect().post(f"/v1/generations/{job['id']}/reproduce").json()
+            await_end(f"/v1/generations/{again.get('id')}")
+    elif path.startswith("/v1/batches"):
+        batch = connect().post("/v1/batches", **MAKE["/v1/batches"]).json()
+        await_end(f"/v1/batches/{batch.get('id')}")
+
+
+def await_end(path: str) -> None:
+    for _ in range(50):
+        if connect().get(path).json().get("finished_at"):
+            return
+        time.sleep(0.1)
 
 
 def find_ids(path: str) -> list[str]:
     """Ids that fit the first parameter of a path."""
     listed = LISTS.get(path, path.partition("/{")[0])
     if listed == "/api/v2/assets/by-hash":
-        return []
+        find_things("/v1/uploads")
+        return [f"blake3:{blake3(UPLOADED).hexdigest()}"]
     found = find_things(listed)
     if wanted := FITTING.get(path):
-        if not any(fits(job, wanted) for job in found):
-            make_fitting(wanted)
+        if not any(fits(thing, wanted) for thing in found):
+            make_fitting(path, wanted)
             found = list_things(listed)
-        found = [job for job in found if fits(job, wanted)] or found
+        found = [thing for thing in found if fits(thing, wanted)] or found
     if path.endswith("/events"):
         # A stream of what has not ended does not end either.
         found = [job for job in found if job["status"] in TERMINAL]
@@ -125,11 +156,30 @@ def draw(value: Any) -> int:
 @schemathesis.hook
 def map_path_parameters(context: schemathesis.HookContext, path_parameters: Json | None) -> Json | None:
     if path_parameters and context.operation is not None:
-        name = next(iter(path_parameters))
+        method, path, name = context.operation.method.upper(), context.operation.path, next(iter(path_parameters))
         choice = draw(path_parameters[name])
-        if choice % 2 and (known := find_ids(context.operation.path)):
+        if choice % 2 and (known := find_own_workflow() if is_edit(method, path) else find_ids(path)):
             path_parameters[name] = known[choice // 2 % len(known)]
+            path_parameters |= {inner: find_inner(inner, path_parameters[name]) for inner in path_parameters if inner != name}
     return path_parameters
+
+
+def is_edit(method: str, path: str) -> bool:
+    """Whether it is about workflows that callers bring: those that all other requests need are left in place."""
+    return path.startswith("/v1/workflows/{name}") and (method != "GET" or "versions" in path)
+
+
+def find_own_workflow() -> list[str]:
+    if connect().get(f"/v1/workflows/{OWN}").status_code != httpx.codes.OK:
+        connect().put(f"/v1/workflows/{OWN}", json=BROUGHT)
+    return [OWN]
+
+
+def find_inner(parameter: str, outer: str) -> str:
+    """What stands behind the first parameter of a path."""
+    if parameter == "version":
+        return str(connect().get(f"/v1/workflows/{outer}/versions").json()["data"][-1]["version"])
+    return "a.png"
 
 
 @schemathesis.hook

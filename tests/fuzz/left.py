@@ -45,7 +45,7 @@ UNPAGED = ("/v1/instances", "/v1/loras")
 # All others belong to something, and go with it or by themselves.
 KEPT = (
     *("state_version", "ticket_secret", "keys", "keys:version", "limits:*", "fleet", "instances", "loras", "withdrawn", "base_models_used"),
-    *("measured:*", "warm:*", "sequence", "turn", "feed"),
+    *("measured:*", "warm:*", "workflow*", "sequence", "turn", "feed"),
     *("rq:queues", "rq:queue:training", "rq:queue:imports", "rq:job:*"),
 )
 TRAININGS = ("training", "captioning", "lora_import")
@@ -119,6 +119,7 @@ def delete_shared(target: Target) -> Iterator[str]:
     for lora in list(walk(target.http, "/v1/loras")):
         if lora["owned"]:
             target.http.delete(f"/v1/loras/{lora['name']}")
+    target.http.delete("/v1/workflows/brought")
     deadline = time.monotonic() + PATIENCE_S
     while added := [one["id"] for one in walk(target.http, "/v1/instances") if one["state"] != "up"]:
         for instance in added:
