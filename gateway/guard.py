@@ -78,6 +78,7 @@ class Guard:
     def check(self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes], *, is_open: bool) -> None:
         """`is_open`: callers need no key, so that a page that reaches us from the operator's browser has all rights."""
         _refuse_large_head(scope["headers"])
+        _refuse_two_hosts(scope["headers"])
         _refuse_key_in_query(scope["query_string"])
         self._refuse_other_host(headers.get(b"host", b"").decode("latin-1"), is_open=is_open)
         if is_open:
@@ -126,6 +127,12 @@ def _refuse_large_head(headers: list[tuple[bytes, bytes]]) -> None:
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
         details = {"allowed": f"{MAX_HEADERS} headers, {MAX_HEAD_BYTES} bytes"}
         raise HeadTooLarge("The request has too many headers, or too large ones.", details=details)
+
+
+def _refuse_two_hosts(headers: list[tuple[bytes, bytes]]) -> None:
+    """What stands before us may have judged the other one."""
+    if sum(name == b"host" for name, _ in headers) > 1:
+        raise BadRequest("The request has more than one Host header.", details={"parameter": "Host"})
 
 
 def _refuse_key_in_query(query: bytes) -> None:

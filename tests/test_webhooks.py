@@ -88,6 +88,14 @@ async def test_every_end_is_due_at_once_and_no_earlier(end: Ending, store: JobSt
     assert due.job == await store.load("told")
 
 
+async def test_of_a_deleted_job_nothing_waits_to_be_told(store: JobStore, redis_client: RedisClient) -> None:
+    await create(store, "told", webhook=HOOK)
+    await succeed(store, "told")
+    assert await redis_client.zcard("fluxgate:webhooks") == 1
+    assert await store.delete("told")
+    assert await redis_client.keys("fluxgate:webhooks") == []
+
+
 async def test_an_end_that_came_from_the_cache_is_told(store: JobStore, deliveries: DeliveryStore) -> None:
     await store.create_finished(Job(spec=make_spec("told", webhook=HOOK), status=JobStatus.SUCCEEDED, cached=True), GRAPH)
     await store.create_finished(Job(spec=make_spec("untold"), status=JobStatus.SUCCEEDED, cached=True), GRAPH)

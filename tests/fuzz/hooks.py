@@ -1,13 +1,15 @@
 """Hooks for schemathesis, which knows the shapes of requests and nothing of what is there: half of the ids in paths are made those of
 things that exist at that moment, and one in three of the bodies that fit the schema is made one that can be done.
 
-What is narrowed, and why: `base_model` is the one that the engine has (for the others 503 is right), `delay_ms` is 5 at most (what is
-slow on purpose would be slow for minutes), events are asked of jobs that have ended (a stream of others does not end either)."""
+What is narrowed, and why: `base_model` is the one that the engine has (for the others 503 is right), what makes a job slow is small where
+it is allowed at all (one engine on a CPU runs all of them), events are asked of jobs that have ended (a stream of others does not end
+either), and of the deployment's own instances and workflows none is taken away (every other request needs them)."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import zlib
 from typing import Any
@@ -66,7 +68,7 @@ DONE: dict[tuple[str, str], Json] = {
     ("POST", "/v1/models/load"): {"base_model": "tinyflux"},
     ("POST", "/v1/instances"): {"url": "http://127.0.0.1:9"},
     ("POST", "/v1/trainings"): {"name": "tok", "dataset": "@dataset", "base": "tinyflux", "resolution": 64, "steps": 5},
-    ("POST", "/v1/datasets/{dataset_id}/captions"): {},
+    ("POST", "/v1/datasets/{dataset_id}/captions"): {"overwrite": True},
     ("POST", "/api/v2/jobs"): {"workflow": RAW},
     ("PUT", "/v1/workflows/{name}"): BROUGHT,
 }
@@ -79,6 +81,8 @@ FITTING: dict[str, Json] = {
     "/v1/batches/{batch_id}": {"finished_at": ...},
     "/v1/trainings/{job_id}": {"finished_at": ...},
 }
+# What a value is brought down to when it is allowed: most, and the most that is allowed.
+SLOW = {"delay_ms": (5, 10_000), "steps": (4, 10_000), "width": (256, 2048), "height": (256, 2048), "num_images": (2, 8), "n": (2, 10)}
 ABSENT_MODELS = ("flux1-dev", "flux1-dev-fp8", "flux1-schnell", "flux1-fill-dev")
 UNPAGED = {"/v1/instances", "/v1/keys", "/v1/loras", "/v1/workflows"}
 _client: list[httpx.Client] = []
@@ -134,7 +138,7 @@ def find_ids(path: str) -> list[str]:
     """Ids that fit the first parameter of a path."""
     listed = LISTS.get(path, path.partition("/{")[0])
     if listed == "/api/v2/assets/by-hash":
-        find_things("/v1/uploads")
+        connect().post("/v1/uploads", **MAKE["/v1/uploads"])
         return [f"blake3:{blake3(UPLOADED).hexdigest()}"]
     found = find_things(listed)
     if wanted := FITTING.get(path):
@@ -156,7 +160,8 @@ def draw(value: Any) -> int:
 @schemathesis.hook
 def map_path_parameters(context: schemathesis.HookContext, path_parameters: Json | None) -> Json | None:
     if path_parameters and context.operation is not None:
-        method, path, name = context.operation.method.upper(), context.operation.path, next(iter(path_parameters))
+        method, path = context.operation.method.upper(), context.operation.path
+        name = re.findall(r"{(\w+)}", path)[0]
         choice = draw(path_parameters[name])
         if choice % 2 and (known := find_own_workflow() if is_edit(method, path) else find_ids(path)):
             path_parameters[name] = known[choice // 2 % len(known)]
@@ -179,7 +184,8 @@ def find_inner(parameter: str, outer: str) -> str:
     """What stands behind the first parameter of a path."""
     if parameter == "version":
         return str(connect().get(f"/v1/workflows/{outer}/versions").json()["data"][-1]["version"])
-    return "a.png"
+    files = connect().get(f"/v1/datasets/{outer}").json().get("files")
+    return str(files[0]["name"]) if files else "a.png"
 
 
 @schemathesis.hook
@@ -189,8 +195,9 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
     changes: Json = {}
     if body.get("base_model") in ABSENT_MODELS:
         changes["base_model"] = "tinyflux"
-    if isinstance(body.get("delay_ms"), int) and body["delay_ms"] > 5:
-        changes["delay_ms"] = 5
+    for name, (most, allowed) in SLOW.items():
+        if isinstance(body.get(name), int) and most < body[name] <= allowed:
+            changes[name] = most
     return {**body, **changes}
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from gateway.jobs.model import now_ms
 from gateway.loras import Lora, LoraRegistry
 from gateway.redis_client import connect_redis
+from gateway.tickets import Ticket, Tickets
 from tests.journeys.api import Api
 
 Json = dict[str, Any]
@@ -101,6 +102,19 @@ def acquire(http: httpx.Client, redis_url: str, caller: str) -> Belongings:
     assert raw.status_code in (200, 201, 202), raw.text
     mine.own("/api/v2/jobs/", "job_id", raw.json()["id"])
     return mine
+
+
+def write_ticket(redis_url: str, *fields: Any) -> str:
+    """One that the deployment itself would have written; see `Ticket` for its fields."""
+
+    async def write() -> str:
+        client = connect_redis(redis_url)
+        try:
+            return await Tickets(client).write(Ticket(*fields))
+        finally:
+            await client.aclose(close_connection_pool=True)
+
+    return asyncio.run(write())
 
 
 def describe_training(dataset: str, **more: Any) -> Json:

@@ -1,346 +1,92 @@
-"""Hostile requests, each with the answer it gets: one row a request. Texts hold places to fill in: `{upload}` is an upload of the
-caller's, `{foreign}` a generation of somebody else's, `{job}` one of its own, `{dataset}` its data set, `{site}` a site that redirects."""
+"""All hostile requests, and which of them stand for which hostile thing: `python -m tests.journeys.hostile` prints it."""
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from fnmatch import fnmatchcase
+from pathlib import Path
 
-from tests.dataset_files import lie_about_size, picture, png_of_size, png_with_text_bomb, zip_of, zip_with_mode
+from tests.journeys.hostile_heads import FOREIGN, HEADERS, TICKETS, WIRE
+from tests.journeys.hostile_requests import BODIES, FILES, NAMES, OUTSIDE, Row
 
-Json = dict[str, Any]
-GENERATIONS, BATCHES, LORAS, DATASETS = "/v1/generations", "/v1/batches", "/v1/loras", "/v1/datasets"
-TRAININGS, UPLOADS, ASSETS, JOBS = "/v1/trainings", "/v1/uploads", "/api/v2/assets", "/api/v2/jobs"
-JSON = {"Content-Type": "application/json"}
-FORM = {"Content-Type": "multipart/form-data; boundary=x"}
-LARGE, BOTH = b" " * 70_000, [*JSON.items(), *FORM.items()]
-PLAIN: Json = {"workflow": "trivial"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A request, and the status and code that refuse it. `options` are httpx's; `who` sends it: user, admin or nobody."""
-
-    title: str
-    method: str
-    path: str
-    status: int
-    code: str
-    options: Json = field(default_factory=dict)
-    who: str = "user"
-
-
-def to_data_url(body: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(body).decode()}"
-
-
-def img2img(image: Any) -> Json:
-    return {"json": {"workflow": "flux-img2img", "prompt": "x", "image": image}}
-
-
-def nest(levels: int) -> Any:
-    value: Any = "x"
-    for _ in range(levels):
-        value = [value]
-    return value
-
-
-def load(file: Any) -> Json:
-    """A graph that loads a file by its name."""
-    save = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}}
-    return {"json": {"workflow": {"1": {"class_type": "LoadImage", "inputs": {"image": file}}, "2": save}}}
-
-
-def save_as(prefix: Any) -> Json:
-    empty = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 1}}
-    return {"json": {"workflow": {"1": empty, "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": prefix}}}}}
-
-
-# -- where a URL leads -----------------------------------------------------------------------------------------
-URLS = {
-    "loopback": "https://127.0.0.1/x.png",
-    "a decimal address": "https://2130706433/x.png",
-    "a hexadecimal one": "https://0x7f.1/x.png",
-    "IPv6": "https://[::1]:6379/x.png",
-    "IPv4 in IPv6": "https://[::ffff:169.254.169.254]/latest/meta-data/",
-    "metadata": "https://169.254.169.254/latest/meta-data/iam/",
-    "a name of this machine": "https://localhost:6379/x.png",
-    "a password": "https://user:secret@example.com/x.png",
-    "a file": "file:///etc/passwd",
-    "another protocol": "gopher://127.0.0.1:6379/_FLUSHALL",
-}
-
-
-def read_doors(url: str) -> Iterator[tuple[str, str, Json]]:
-    """Every request that takes a URL from its caller."""
-    hook = {"url": url, "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
-    yield "image", GENERATIONS, img2img(url)
-    yield "webhook", GENERATIONS, {"json": {**PLAIN, "webhook": hook}}
-    yield "webhook of a batch", BATCHES, {"json": {**PLAIN, "items": [{}], "webhook": hook}}
-    yield "LoRA", LORAS, {"json": {"name": "taken", "url": url}}
-
-
-def refuse(door: str, url: str) -> str:
-    """The code: what is no https URL at all is no picture's address, whatever it leads to."""
-    return "invalid_parameter" if door == "image" and not url.startswith("https:") else "url_refused"
-
-
-OUTSIDE = [
-    Row(f"{kind} as {door}", "POST", path, 422, refuse(door, url), options)
-    for kind, url in URLS.items()
-    for door, path, options in read_doors(url)
-]
-OUTSIDE += [
-    Row(f"a redirect to {place}", "POST", GENERATIONS, 422, "url_refused", img2img(f"{{site}}/{place}"))
-    for place in ("metadata", "loopback", "file")
-]
-
-# -- what a file is --------------------------------------------------------------------------------------------
-SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/><script>alert(1)</script></svg>'
-PICTURES = {
-    "an SVG": SVG,
-    "an SVG that says it is a PNG": b"\x89PNG\r\n\x1a\n" + SVG,
-    "a page": b"<html><script>alert(1)</script></html>",
-    "a zip": zip_of({"a.png": b"x"}),
-    "ImageMagick's script": b"push graphic-context\nviewbox 0 0 640 480\nimage over 0,0 0,0 'https://127.0.0.1/x'\npop graphic-context",
-    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
-    "3.6 billion pixels": png_of_size(60_000, 60_000),
-    "a bomb of text": png_with_text_bomb(),
-    "a picture cut off": picture(1)[:2000],
-    "nothing": b"",
-}
-FILES = [
-    Row(f"{title} as picture", "POST", GENERATIONS, 422, "picture_refused", img2img(to_data_url(body))) for title, body in PICTURES.items()
-]
-
-
-def edit(picture: bytes, **fields: str) -> Json:
-    return {"files": {"image": ("a.png", picture)}, "data": {"prompt": "x", **fields}}
-
-
-EDITS = "/v1/images/edits"
-FILES += [
-    Row("a page as an edit's picture", "POST", EDITS, 400, "picture_refused", edit(b"<html>" * 20)),
-    Row("an edit's picture for no model", "POST", EDITS, 404, "model_not_found", edit(picture(5), model="../../x")),
-    Row("an edit's picture of no size", "POST", EDITS, 400, "invalid_parameter", edit(picture(6), size="1x1x1")),
-]
-
-
-def send_archive(body: bytes) -> Json:
-    return {"files": [("files", ("a.zip", body, "application/zip"))], "data": {"trigger_word": "TOK"}}
-
-
-BOMB = zip_of({f"{number}.txt": bytes(40 << 20) for number in range(3)}, compresslevel=9)
-FILES += [
-    Row("a zip bomb", "POST", DATASETS, 422, "archive_bomb", send_archive(BOMB)),
-    Row(
-        "a zip that lies about its size",
-        "POST",
-        DATASETS,
-        422,
-        "archive_broken",
-        send_archive(lie_about_size(zip_of({"a.txt": b"x" * 99}), 1)),
-    ),
-    Row("a zip that leads out", "POST", DATASETS, 422, "archive_path", send_archive(zip_of({"../../etc/cron.d/x": b"x"}))),
-    Row("a zip with an absolute path", "POST", DATASETS, 422, "archive_path", send_archive(zip_of({"/etc/passwd": b"x"}))),
-    Row("a zip with a link", "POST", DATASETS, 422, "archive_link", send_archive(zip_with_mode("a.png", b"/etc/passwd", 0o120777))),
-]
-
-# -- names that are paths --------------------------------------------------------------------------------------
-UP = "../../etc/passwd"
-NAMES = [
-    Row("a workflow", "POST", GENERATIONS, 404, "workflow_not_found", {"json": {"workflow": UP, "prompt": "x"}}),
-    Row("a workflow's page", "GET", "/v1/workflows/..%2f..%2fetc%2fpasswd", 404, "not_found"),
-    Row("a base model", "POST", GENERATIONS, 422, "base_model_not_found", {"json": {"workflow": "flux", "prompt": "x", "base_model": UP}}),
-    Row("a LoRA", "POST", GENERATIONS, 404, "lora_not_found", {"json": {"workflow": "flux", "prompt": "x", "loras": [{"name": UP}]}}),
-    Row("a LoRA's page", "GET", "/v1/loras/..%2f..%2fetc%2fpasswd", 404, "lora_not_found"),
-    Row("a LoRA to be", "POST", LORAS, 422, "invalid_parameter", {"json": {"name": UP, "url": "https://example.com/x"}}),
-    Row("a LoRA's upload", "POST", LORAS, 404, "asset_not_found", {"json": {"name": "x", "upload": UP}}),
-    Row("a picture", "POST", GENERATIONS, 422, "invalid_parameter", img2img(UP)),
-    Row("a picture in ComfyUI's folder", "POST", GENERATIONS, 422, "invalid_parameter", img2img("x.png [output]")),
-    Row("a training", "POST", TRAININGS, 422, "invalid_parameter", {"json": {"name": UP, "dataset": "{dataset}", "base": "tinyflux"}}),
-    Row("a training's data set", "POST", TRAININGS, 404, "dataset_not_found", {"json": {"name": "x", "dataset": UP, "base": "tinyflux"}}),
-    Row("a training's base", "POST", TRAININGS, 422, "base_model_not_found", {"json": {"name": "x", "dataset": "{dataset}", "base": UP}}),
-    Row("a data set's file", "DELETE", "/v1/datasets/{dataset}/files/..%2f..%2fa.png", 404, "dataset_file_not_found"),
-    Row("an upload's page", "GET", "/v1/uploads/..%2f..%2fx", 404, "not_found"),
-    Row("an asset's content", "GET", "/api/v2/assets/..%2fx/content", 404, "not_found"),
-    Row("the gateway's own files", "GET", "/../../etc/passwd", 404, "not_found", who="nobody"),
-    Row("a route behind another", "GET", "/v1/health/../../metrics", 401, "unauthorized", who="nobody"),
-    Row("two slashes", "GET", "//v1/keys", 404, "not_found", who="admin"),
-    Row("a model of OpenAI's", "POST", "/v1/images/generations", 404, "model_not_found", {"json": {"prompt": "x", "model": UP}}),
-    Row("an output of another", "POST", JOBS, 422, "missing_asset", load({"__type": "core/ASSET", "info": {"id": "{job}.0"}}), "admin"),
-]
-NAMES += [
-    Row(f"LoadImage of {path!r}", "POST", JOBS, 422, "invalid_workflow", load(path), "admin")
-    for path in (UP, "/etc/passwd", "..\\..\\x", "C:\\x.png", "x.png [output]", "https://127.0.0.1/x.png", "x\0.png", {"__value__": UP})
-]
-NAMES += [
-    Row(f"SaveImage to {path!r}", "POST", JOBS, 422, "invalid_workflow", save_as(path), "admin")
-    for path in (UP, "/tmp/x", "a/../../b", ["1", 0])
-]
-
-
-# -- JSON ------------------------------------------------------------------------------------------------------
-def body(content: bytes, **headers: str) -> Json:
-    return {"content": content, "headers": {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}}
-
-
-DEEP, NUMBER = b"[" * 60_000, b"1" * 5000
-BODIES = [
-    Row("60,000 lists in one another", "POST", GENERATIONS, 400, "invalid_json", body(DEEP)),
-    Row("the same at a door of others", "POST", JOBS, 400, "invalid_json", body(DEEP), "admin"),
-    Row("the same in a field", "POST", GENERATIONS, 422, "invalid_parameter", {"json": {**PLAIN, "metadata": {"a": nest(100)}}}),
-    Row("the same in a graph", "POST", JOBS, 422, "invalid_parameter", load(nest(100)), "admin"),
-    Row("a number of 5,000 digits", "POST", GENERATIONS, 400, "invalid_json", body(b'{"workflow":"trivial","color":' + NUMBER + b"}")),
-    Row("NaN as parameter", "POST", GENERATIONS, 422, "invalid_parameter", body(b'{"workflow":"trivial","color":NaN}')),
-    Row(
-        "infinity as parameter",
-        "POST",
-        GENERATIONS,
-        422,
-        "invalid_parameter",
-        body(b'{"workflow":"flux","prompt":"x","guidance_scale":1e999}'),
-    ),
-    Row("NaN in metadata", "POST", GENERATIONS, 422, "invalid_parameter", body(b'{"workflow":"trivial","metadata":{"a":NaN}}')),
-    Row("infinity as time limit", "POST", GENERATIONS, 422, "invalid_parameter", body(b'{"workflow":"trivial","timeout_s":Infinity}')),
-    Row(
-        "NaN in a graph",
-        "POST",
-        JOBS,
-        422,
-        "invalid_workflow",
-        {"content": json.dumps(save_as(float("nan"))["json"]), "headers": JSON},
-        "admin",
-    ),
-    Row(
-        "half an emoji in metadata", "POST", GENERATIONS, 422, "invalid_parameter", body(b'{"workflow":"trivial","metadata":{"\\ud83d":1}}')
-    ),
-    Row("half an emoji as workflow", "POST", GENERATIONS, 404, "workflow_not_found", body(b'{"workflow":"\\ud83d"}')),
-    Row("NUL in a prompt", "POST", GENERATIONS, 422, "invalid_parameter", body(b'{"workflow":"flux","prompt":"a\\u0000b"}')),
-    Row("a prototype", "POST", GENERATIONS, 422, "unknown_parameter", body(b'{"workflow":"trivial","__proto__":{"admin":true}}')),
-    Row("another's caller id", "POST", GENERATIONS, 422, "unknown_parameter", {"json": {**PLAIN, "caller": "admin"}}),
-    Row("a scope that nobody gave", "POST", "/v1/keys", 403, "scope_missing", {"json": {"scopes": ["admin"]}}),
-    Row("too large", "POST", TRAININGS, 413, "payload_too_large", body(b" " * 70_000)),
-    Row(
-        "too large, without a length", "POST", TRAININGS, 413, "payload_too_large", {"content": iter([b" " * 40_000] * 2), "headers": JSON}
-    ),
-    Row(
-        "JSON that says it is files",
-        "POST",
-        "/v1/datasets/x/captions",
-        413,
-        "payload_too_large",
-        {"content": b" " * 70_000, "headers": FORM},
-    ),
-    Row(
-        "files that say they are JSON",
-        "POST",
-        UPLOADS,
-        413,
-        "payload_too_large",
-        {"content": LARGE, "headers": BOTH},
-    ),
-    Row("gzip", "POST", GENERATIONS, 400, "invalid_json", body(b"\x1f\x8b\x08\x00junk", Content_Encoding="gzip")),
-    Row("a form for JSON", "POST", GENERATIONS, 415, "unsupported_media_type", {"data": {"workflow": "trivial"}}),
-    Row(
-        "text that a page may send",
-        "POST",
-        GENERATIONS,
-        415,
-        "unsupported_media_type",
-        {"content": b"{}", "headers": {"Content-Type": "text/plain"}},
-    ),
-    Row(
-        "a form that never ends",
-        "POST",
-        UPLOADS,
-        400,
-        "invalid_multipart",
-        {"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
-    ),
-    Row("a list for an object", "POST", JOBS, 422, "invalid_workflow", {"json": {"workflow": []}}, "admin"),
-]
-
-# -- headers and queries ---------------------------------------------------------------------------------------
-HEADERS = [
-    Row("no key", "GET", GENERATIONS, 401, "unauthorized", who="nobody"),
-    Row("a key in the query", "GET", f"{GENERATIONS}?api_key={{key}}", 400, "key_in_query", who="nobody"),
-    Row("a key as password", "GET", GENERATIONS, 401, "unauthorized", {"auth": ("user", "{key}")}, "nobody"),
-    Row("a key in a cookie", "GET", GENERATIONS, 401, "unauthorized", {"headers": {"Cookie": "key={key}"}}, "nobody"),
-    Row("the right prefix", "GET", GENERATIONS, 401, "unauthorized", {"headers": {"Authorization": "Bearer {prefix}_wrong"}}, "nobody"),
-    Row("a key's hash", "GET", GENERATIONS, 401, "unauthorized", {"headers": {"Authorization": "Bearer {hash}"}}, "nobody"),
-    Row("a key with more behind it", "GET", GENERATIONS, 401, "unauthorized", {"headers": {"Authorization": "Bearer {key}x"}}, "nobody"),
-    Row("bytes for a key", "GET", GENERATIONS, 401, "unauthorized", {"headers": {"Authorization": b"Bearer \xff\xfe"}}, "nobody"),
-    Row("an empty Idempotency-Key", "POST", GENERATIONS, 400, "bad_request", {"json": PLAIN, "headers": {"Idempotency-Key": ""}}),
-    Row("a long Idempotency-Key", "POST", GENERATIONS, 400, "bad_request", {"json": PLAIN, "headers": {"Idempotency-Key": "x" * 256}}),
-    Row(
-        "bytes for an Idempotency-Key",
-        "POST",
-        GENERATIONS,
-        400,
-        "bad_request",
-        {"json": PLAIN, "headers": {"Idempotency-Key": b"\xc2\x85"}},
-    ),
-    Row("a wait that is none", "POST", GENERATIONS, 400, "bad_request", {"json": PLAIN, "headers": {"Prefer": "wait=-1"}}),
-    Row("a cursor of another's making", "GET", f"{GENERATIONS}?cursor=Li4vLi4vZXRj", 400, "bad_request"),
-    Row(
-        "a cursor beyond all numbers",
-        "GET",
-        f"{GENERATIONS}?cursor={base64.urlsafe_b64encode(b'9' * 30 + b':x').decode()}",
-        400,
-        "bad_request",
-    ),
-    Row("a cursor of bytes", "GET", f"{BATCHES}?cursor=%ff%00", 400, "bad_request"),
-    Row("an event that never was", "GET", "/v1/generations/{job}/events", 400, "bad_request", {"headers": {"Last-Event-ID": "0-0\tx"}}),
-    Row("lines in an event's id", "GET", "/v1/generations/{job}/events?after=0%0d%0aX:1", 400, "bad_request"),
-    Row("a limit without end", "GET", f"{GENERATIONS}?limit=1000000", 400, "invalid_parameter"),
-    Row(
-        "lines in a type",
-        "POST",
-        UPLOADS,
-        422,
-        "invalid_parameter",
-        {"json": {"content_type": "image/png\r\nX: 1", "size_bytes": 1, "sha256": "0" * 64}},
-    ),
-    Row("a page's method", "OPTIONS", GENERATIONS, 405, "method_not_allowed", {"headers": {"Origin": "https://evil.example"}}),
-    Row("a method in a header", "GET", "/v1/generations/{job}", 200, "", {"headers": {"X-HTTP-Method-Override": "DELETE"}}),
-]
-
-# -- what is another's (tests/journeys/test_isolation.py walks every route) --------------------------------------
-FOREIGN = [
-    Row("read", "GET", "/v1/generations/{foreign}", 404, "job_not_found"),
-    Row("canceled", "POST", "/v1/generations/{foreign}/cancel", 404, "job_not_found"),
-    Row("deleted", "DELETE", "/v1/generations/{foreign}", 404, "job_not_found"),
-    Row("followed", "GET", "/v1/generations/{foreign}/events", 404, "job_not_found"),
-]
-
+ROOT = Path(__file__).parents[2]
+TABLE_TESTS = "tests/journeys/test_hostile_inputs.py"
 SECTIONS: dict[str, list[Row]] = {
     "outside": OUTSIDE,
     "files": FILES,
     "names": NAMES,
     "bodies": BODIES,
     "headers": HEADERS,
+    "tickets": TICKETS,
     "foreign": FOREIGN,
 }
 TABLE = [(section, row) for section, rows in SECTIONS.items() for row in rows]
 
-# -- requests that no client would write: what leaves the socket, and the status; none gets past the server below us -----------
-HOST = b"Host: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
-POST = b"POST /v1/generations HTTP/1.1\r\n" + HOST
-ASKED = b'{"workflow":"trivial"}'
-WIRE: dict[str, tuple[bytes, tuple[int, ...]]] = {
-    "two lengths": (POST + b"Content-Length: 22\r\nContent-Length: 5\r\n\r\n" + ASKED, (400,)),
-    "a length and chunks": (POST + b"Content-Length: 22\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + ASKED, (400,)),
-    "chunks in disguise": (POST + b"Transfer-Encoding: xchunked\r\nContent-Length: 22\r\n\r\n" + ASKED, (400,)),
-    "a length below zero": (POST + b"Content-Length: -1\r\n\r\n" + ASKED, (400,)),
-    "a length in words": (POST + b"Content-Length: 0x16\r\n\r\n" + ASKED, (400,)),
-    "a chunk that is no number": (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + ASKED, (400,)),
-    "a header with a line of its own": (b"GET /v1/usage HTTP/1.1\r\n" + HOST + b"X: a\r\n b\r\nX-B : c\r\n\r\n", (400,)),
-    "NUL in a header": (b"GET /v1/usage HTTP/1.1\r\n" + HOST + b"X: a\0b\r\n\r\n", (400,)),
-    "a header of 1 MB": (b"GET /v1/usage HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 1_000_000 + b"\r\n\r\n", (400, 431)),
-    "a path of 1 MB": (b"GET /" + b"a" * 1_000_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", (400, 404, 414)),
-    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), (400,)),
+# -- which rows stand for what: titles of rows (`section: title`, * for any), of WIRE (`wire: title`), or a test elsewhere ---------
+WORDS: dict[str, tuple[str, ...]] = {
+    "SSRF": ("outside: *",),
+    "SSRF by redirects": ("outside: a redirect to *", "tests/test_outside.py::test_a_redirect_is_judged_like_the_first_url"),
+    "SSRF by DNS rebinding": ("outside: a rebound name*", "tests/test_edge.py::test_a_rebound_name_is_refused"),
+    "SSRF in IPv6 forms": ("outside: *IPv6*", "outside: 6to4 as *", "outside: IPv4 behind NAT64 as *"),
+    "SSRF in decimal, octal and hexadecimal forms": (
+        *(
+            "outside: a decimal *",
+            "outside: an octal *",
+            "outside: a hexadecimal *",
+            "outside: a short *",
+            "outside: metadata as a decimal *",
+        ),
+        "outside: a redirect to decimal",
+    ),
+    "SSRF to the metadata address": ("outside: metadata*", "outside: a redirect to metadata"),
+    "zip bombs": ("files: a zip bomb", "files: a zip that lies about its size"),
+    "pixel bombs": ("files: 3.6 billion pixels as picture", "files: a bomb of text as picture", "files: a pixel bomb as an edit's picture"),
+    "path tricks in every name": ("names: *", "files: a zip that leads out", "files: a zip with *"),
+    "path tricks in raw graphs": ("names: LoadImage of *", "names: SaveImage to *", "names: an output of another"),
+    "SVG": ("files: an SVG*",),
+    "polyglots": (
+        "files: a polyglot *",
+        "files: an SVG that says it is a PNG as picture",
+        f"{TABLE_TESTS}::test_a_polyglot_reaches_comfyui_as_a_picture_alone",
+    ),
+    "huge JSON": ("bodies: too large*", "bodies: a number of 5,000 digits", "bodies: JSON that says it is files"),
+    "deeply nested JSON": ("bodies: 60,000 lists in one another", "bodies: the same *"),
+    "header injection": (
+        "headers: lines in *",
+        "headers: a page as Host",
+        "headers: a path in Host",
+        "wire: *header*",
+        "wire: two hosts",
+        f"{TABLE_TESTS}::test_no_text_of_a_caller_becomes_a_header",
+    ),
+    "template injection": (
+        "bodies: a template as *",
+        "tests/journeys/test_hostile_prompts.py::test_it_reaches_the_node_unchanged_and_changes_nothing_else",
+    ),
+    "foreign ids on every route": ("foreign: *", "tests/journeys/test_isolation.py::test_a_foreign_id_is_as_absent_as_one_that_never_was"),
+    "timing of key checks": ("tests/test_key_timing.py::test_every_wrong_key_is_compared_as_the_right_one_is",),
+    "key in query": ("headers: a key in the query*", "tests/test_edge.py::test_a_key_in_an_address_is_refused_and_not_logged"),
+    "unsigned tickets": ("tickets: an unsigned one*", "tickets: one signed by nobody we know", "tickets: a signature alone"),
+    "expired tickets": ("tickets: an expired one*",),
+    "replayed tickets": ("tickets: one replayed *", "tickets: a good one again*"),
 }
+
+
+def find_rows(pattern: str) -> list[str]:
+    """Ids of the rows, or the test, that a line of WORDS names."""
+    if pattern.startswith("tests/"):
+        path, _, name = pattern.partition("::")
+        return [pattern] if f"def {name}(" in (ROOT / path).read_text() else []
+    ids = [f"{section}: {row.title}" for section, row in TABLE] + [f"wire: {title}" for title in WIRE]
+    return [row for row in ids if fnmatchcase(row, pattern)]
+
+
+def main() -> None:
+    for word, patterns in WORDS.items():
+        found = [row for pattern in patterns for row in find_rows(pattern)]
+        print(f"{word}: {len(found)}")
+        print("".join(f"    {row}\n" for row in found), end="")
+    print(f"{len(TABLE)} requests, {len(WIRE)} that are none")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,6 @@ here until it is known what its path parameters mean."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,14 +16,12 @@ from fastapi.routing import APIWebSocketRoute
 
 from gateway.app import create_app
 from gateway.jobs.model import now_ms
-from gateway.redis_client import connect_redis
 from gateway.settings import Settings
-from gateway.tickets import Ticket, Tickets
 from local.services import S3Server
 from tests.callers import as_caller, make_key
 from tests.deployment import describe_deployment, make_gateway, running
 from tests.journeys.api import Api
-from tests.journeys.belongings import RAW, Belongings, acquire, announce_lora, describe_training, draw_picture, open_socket
+from tests.journeys.belongings import RAW, Belongings, acquire, announce_lora, describe_training, draw_picture, open_socket, write_ticket
 from tests.test_scopes import walk
 
 Json = dict[str, Any]
@@ -247,19 +244,6 @@ def use_lora(file: str) -> Json:
 # -- tickets ---------------------------------------------------------------------------------------------------
 
 
-def write_ticket(two: Two, *fields: Any) -> str:
-    """One that the deployment itself would have written."""
-
-    async def write() -> str:
-        client = connect_redis(two.redis_url)
-        try:
-            return await Tickets(client).write(Ticket(*fields))
-        finally:
-            await client.aclose(close_connection_pool=True)
-
-    return asyncio.run(write())
-
-
 def read_stream(two: Two, path: str, method: str = "GET") -> httpx.Response:
     return httpx.request(method, f"{two.url}{path}", timeout=30)
 
@@ -283,13 +267,13 @@ def test_what_is_no_ticket_for_the_job_is_refused_in_the_same_words(two: Two) ->
     job, absent = two.mine.ids["/v1/generations/", "job_id"]
     raw, _ = two.mine.ids["/api/v2/jobs/", "job_id"]
     caller = two.keys[0]["caller"]
-    good = write_ticket(two, job, caller, None, now_ms() + 60_000)
+    good = write_ticket(two.redis_url, job, caller, None, now_ms() + 60_000)
     payload, signature = good.split(".")
-    foreign = write_ticket(two, job, two.keys[1]["caller"], None, now_ms() + 60_000)
+    foreign = write_ticket(two.redis_url, job, two.keys[1]["caller"], None, now_ms() + 60_000)
     wrong = [
-        write_ticket(two, job, caller, None, now_ms() - 1),
-        write_ticket(two, raw, caller, None, now_ms() + 60_000),
-        write_ticket(two, absent, caller, None, now_ms() + 60_000),
+        write_ticket(two.redis_url, job, caller, None, now_ms() - 1),
+        write_ticket(two.redis_url, raw, caller, None, now_ms() + 60_000),
+        write_ticket(two.redis_url, absent, caller, None, now_ms() + 60_000),
         f"{foreign.split('.')[0]}.{signature}",
         f"{payload[::-1]}.{signature}",
         f"{payload}.{signature[::-1]}",

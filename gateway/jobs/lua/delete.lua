@@ -7,4 +7,5 @@ redis.call('DEL', key, 'fluxgate:graph:' .. id, 'fluxgate:events:' .. id)
 redis.call('ZREM', 'fluxgate:jobs', id)
 redis.call('ZREM', 'fluxgate:jobs:' .. facts[2], id)
 redis.call('ZREM', 'fluxgate:trainings:' .. facts[2], id)
+redis.call('ZREM', 'fluxgate:webhooks', id)
 return 1
