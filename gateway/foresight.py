@@ -12,7 +12,7 @@ from gateway.jobs.model import Job, JobSpec, JobStatus, now_ms
 from gateway.jobs.records import Item
 from gateway.jobs.store import JobStore
 from gateway.presentation import present_request
-from gateway.pricing import Estimate, compute_cost, estimate, estimate_rest_s, estimate_wait_s, measure_work
+from gateway.pricing import ENOUGH, Estimate, compute_cost, estimate, estimate_rest_s, estimate_wait_s, measure_work
 
 
 class Foresight:
@@ -93,7 +93,9 @@ class Foresight:
         load_s = None if warm else expected.load_s
         wait_s = estimate_wait_s(expected.run_s, position, len(await self._up()))
         seconds = None if wait_s is None else round(wait_s + (load_s or 0.0), 1)
-        return {"seconds": seconds, "run_s": expected.run_s, "load_s": load_s, "basis": expected.basis, "measured": expected.measured}
+        # Jobs of all callers: that there were enough is told, and not how many somebody else ran meanwhile.
+        measured = 0 if expected.run_s is None else min(expected.measured, ENOUGH)
+        return {"seconds": seconds, "run_s": expected.run_s, "load_s": load_s, "basis": expected.basis, "measured": measured}
 
 
 def _gpu_seconds(expected: Estimate, warm: bool | None, *, answered: bool) -> float | None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
 import redis
+from fastapi import FastAPI
 from fastapi.routing import APIWebSocketRoute
 
 from gateway.app import create_app
 from gateway.jobs.model import now_ms
+from gateway.openapi import PUBLIC
+from gateway.pricing import ENOUGH
 from gateway.settings import Settings
 from local.services import S3Server
 from tests.callers import as_caller, make_key
@@ -65,23 +68,46 @@ def two(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: p
         connection.flushall()
 
 
-def read_operations() -> list[tuple[str, str]]:
+# What makes something of the caller's own, or acts on what all share; ids in their bodies are tried one by one below.
+MAKERS = {
+    *(
+        ("post", path)
+        for path in ("/v1/generations", "/v1/generations/preview", "/v1/batches", "/v1/images/generations", "/v1/images/edits")
+    ),
+    *(("post", path) for path in ("/v1/uploads", "/v1/datasets", "/v1/trainings", "/v1/loras", "/v1/keys", "/v1/instances")),
+    *(("post", path) for path in ("/v1/models/load", "/v1/models/unload")),
+    *(("post", path) for path in ("/api/v2/jobs", "/api/v2/assets", "/api/v2/assets/from-hash")),
+}
+_OF_A_WORKFLOW = re.compile(r"/v1/workflows/[a-z0-9-]+/generations")
+
+
+def read_operations(app: FastAPI) -> list[tuple[str, str]]:
     """(method, path) of everything the document tells of."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Duplicate Operation ID")
-        paths = create_app(Settings(workflows_dir=None)).openapi()["paths"]
+        paths = app.openapi()["paths"]
     return [(method, path) for path, operations in paths.items() for method in operations]
+
+
+def find_untried(operations: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Operations without an id in their path of which nobody has said what another caller could learn by them."""
+    known = {*MAKERS, *(("get", path) for path in (*LISTS, *OPERATORS))}
+    return [
+        (method, path)
+        for method, path in operations
+        if "{" not in path and path not in PUBLIC and (method, path) not in known and not _OF_A_WORKFLOW.fullmatch(path)
+    ]
 
 
 def is_shared(path: str) -> bool:
     return any(path.startswith(begin) and f"{{{parameter}}}" in path for begin, parameter in SHARED)
 
 
-OPERATIONS = read_operations()
+OPERATIONS = read_operations(create_app(Settings(workflows_dir=None)))
 WITH_IDS = [(method, path) for method, path in OPERATIONS if "{" in path and not is_shared(path)]
 # What takes things away comes last, so that all others are tried while they are there.
 WITH_IDS.sort(key=lambda operation: operation[0] == "delete")
-LISTS = [path for method, path in OPERATIONS if method == "get" and re.match(r"/(v1|api)/[^{]*$", path) and path not in OPERATORS]
+LISTS = [path for method, path in OPERATIONS if method == "get" and re.match(r"/(v1|api)/[^{]*$", path) and path not in OPERATORS | PUBLIC]
 SOCKETS = [route.path for route in walk(create_app(Settings(workflows_dir=None)).routes) if isinstance(route, APIWebSocketRoute)]
 
 
@@ -93,6 +119,20 @@ def fill(path: str, mine: Belongings) -> tuple[str, str]:
         assert found is not None, f"{path}: say in belongings.acquire() what {parameter!r} is, or in SHARED that all callers share it"
         own, absent = own.replace(f"{{{parameter}}}", found[0]), absent.replace(f"{{{parameter}}}", found[1])
     return own, absent
+
+
+def test_every_operation_is_tried() -> None:
+    assert find_untried(OPERATIONS) == []
+
+
+def test_a_route_that_is_added_without_a_word_fails_here() -> None:
+    app = FastAPI()
+    for method, path in (("GET", "/v1/secrets/{secret_id}"), ("POST", "/v1/wishes"), ("DELETE", "/v1/wishes")):
+        app.add_api_route(path, lambda: None, methods=[method], operation_id=f"{method} {path}")
+    added = read_operations(app)
+    assert find_untried(added) == [("post", "/v1/wishes"), ("delete", "/v1/wishes")]
+    with pytest.raises(AssertionError, match="say in belongings"):
+        fill("/v1/secrets/{secret_id}", Belongings())
 
 
 def hide(status: int, body: str, path: str) -> tuple[int, str]:
@@ -171,6 +211,48 @@ def test_the_same_request_of_another_is_neither_cached_nor_a_twin(two: Two) -> N
     assert other["cached"] is False
     assert other["attempts"] == 1
     assert "queue_ms" in other["metrics"]
+
+
+def test_a_preview_tells_nothing_of_what_others_made_or_make(two: Two) -> None:
+    """Neither that it is in the cache or in the making, nor how many jobs of theirs were measured or wait."""
+    body = {"workflow": "flux", "prompt": "previewed by both", "width": 256, "height": 256, "steps": 1, "seed": 4}
+    slow = {"workflow": "slow", "size": 64, "steps": 50, "delay_ms": 20}
+    Api.of(two.a).run(**body)
+    assert two.a.post("/v1/generations/preview", json=body).json()["cache"] == "hit"
+    waiting = [two.a.post("/v1/generations", json={**slow, "color": color}).json()["id"] for color in range(8)]
+    assert two.a.post("/v1/generations/preview", json={**slow, "color": 7}).json()["cache"] == "in_flight"
+    told = [two.b.post("/v1/generations/preview", json=asked).json() for asked in (body, {**slow, "color": 7})]
+    assert [(one["cache"], one["cache_job"]) for one in told] == [("miss", None)] * 2
+    assert {one["queue_position"] for one in told} <= {0, 1}, "callers take turns: one job of each goes before, however many wait"
+    assert {one["estimate"]["measured"] for one in told} <= {0, ENOUGH}
+    for job in waiting:
+        two.a.post(f"/v1/generations/{job}/cancel")
+
+
+def test_the_same_bytes_are_new_to_whoever_sends_them_first(two: Two) -> None:
+    picture = draw_picture()
+    answers = [client.post("/api/v2/assets", files={"file": ("x.png", picture)}) for client in (two.a, two.a, two.b)]
+    assert answers[0].status_code == answers[2].status_code != answers[1].status_code
+    assert answers[2].json().keys() == answers[0].json().keys()
+    assert answers[2].json()["id"] not in {answers[0].json()["id"], answers[1].json()["id"]}
+
+
+def test_a_name_nearly_that_of_anothers_lora_is_told_nothing(two: Two) -> None:
+    for client, is_named in ((two.a, True), (two.b, False)):
+        answer = client.post("/v1/generations", json={"prompt": "x", "loras": [{"name": "own-lor"}]})
+        assert (answer.status_code, "own-lora" in answer.text) == (404, is_named)
+
+
+def test_what_one_caller_uses_up_is_not_counted_to_the_other(two: Two) -> None:
+    """Requests a minute, and what usage says; keys of one caller share both."""
+    made = [make_key(two.a, "generate", caller=name, limits={"requests_per_minute": 3}) for name in ("eager", "eager", "calm")]
+    with as_caller(two.url, made[0]["key"]) as one, as_caller(two.url, made[1]["key"]) as same, as_caller(two.url, made[2]["key"]) as calm:
+        assert [client.get("/v1/generations").status_code for client in (one, one, same, same, one)] == [200, 200, 200, 429, 429]
+        assert calm.get("/v1/generations").status_code == 200
+        usage = calm.get("/v1/usage").json()
+    assert usage["caller"] == "calm"
+    assert sum(day["refused"] for day in usage["days"]) == 0
+    assert sum(day["jobs"][outcome] for day in usage["days"] for outcome in day["jobs"]) == 0
 
 
 def test_one_in_flight_is_joined_by_its_own_caller_alone(two: Two) -> None:
