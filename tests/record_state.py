@@ -25,12 +25,13 @@ import redis
 from local.child import ROOT, pick_free_port
 
 RECORDINGS = Path(__file__).parent / "data" / "state"
+WORKFLOW = Path(__file__).parent / "workflows" / "trivial"
 PATIENCE_S = 60.0
 # Redis writes its file each second; what it acknowledged then is there after a kill.
 WRITTEN_S = 1.5
 SMALL = {"width": 256, "height": 256, "steps": 4}
 # A recording is read for years: nothing in it may run out meanwhile.
-ENDLESS = {"QUEUE_TIMEOUT_S": "1e9", "TIMEOUT_S": "1e9"}
+ENDLESS = {"QUEUE_TIMEOUT_S": "1e9", "TIMEOUT_S": "1e9", "ASSET_TTL_S": "1000000000"}
 KEPT = ("redis", "s3", "s3-credentials.json", "version", "recorded.json")
 
 
@@ -117,6 +118,7 @@ def use(tree: Path, state_dir: Path) -> dict[str, Any]:
         if (batch := http.post("/v1/batches", json={"parameters": prompt, "sweep": {"seed": [7, 8]}})).status_code == 202:
             said["batch"] = batch.json()
             wait_for(lambda: http.get(f"/v1/batches/{said['batch']['id']}").json()["status"] not in ("queued", "running"))
+        said |= bring(http, said["done"])
         left = [http.post("/v1/generations", json={**prompt, "steps": 40, "seed": 99}).json()["id"]]
         wait_for(lambda: http.get(f"/v1/generations/{left[0]}").json()["status"] == "running")
         os.kill(find_engine(process.pid), signal.SIGSTOP)
@@ -126,6 +128,22 @@ def use(tree: Path, state_dir: Path) -> dict[str, Any]:
         said["key"] = make_key(tree, state_dir)
         keep_for_ever(state_dir)
         time.sleep(WRITTEN_S)
+    return said
+
+
+def bring(http: httpx.Client, done: list[dict[str, Any]]) -> dict[str, Any]:
+    """An upload and a picture made from it, a workflow put in place and one made by that: where that version has them."""
+    said: dict[str, Any] = {}
+    picture = http.get(done[0]["outputs"][0]["url"]).content
+    if (upload := http.post("/v1/uploads", files={"file": ("old.png", picture, "image/png")})).is_success:
+        said["upload"] = upload.json()
+        body = {"prompt": "a star", "workflow": "flux-img2img", "image": said["upload"]["id"], "strength": 0.6, "steps": 4, "seed": 7}
+        done.append(finish(http, "generations", body))
+    texts = {name: (WORKFLOW / name).read_text() for name in ("graph.json", "bindings.toml", "example.json")}
+    source = {"graph": json.loads(texts["graph.json"]), "bindings": texts["bindings.toml"], "example": json.loads(texts["example.json"])}
+    if (workflow := http.put("/v1/workflows/mine", json=source)).is_success:
+        said["workflow"] = workflow.json()
+        done.append(finish(http, "generations", {"workflow": "mine", "color": 16711680}))
     return said
 
 

@@ -76,6 +76,20 @@ def check_key_and_batch(upgraded: Upgraded, key: str) -> None:
     assert (batch["status"], batch["counts"]["succeeded"]) == ("succeeded", 2)
 
 
+def check_what_was_brought(upgraded: Upgraded) -> None:
+    before = upgraded.said["upload"]
+    upload = upgraded.read(f"/v1/uploads/{before['id']}")
+    assert {name: upload[name] for name in ("sha256", "size_bytes", "name")} == {
+        name: before[name] for name in ("sha256", "size_bytes", "name")
+    }
+    assert hashlib.sha256(httpx.get(upload["content_url"]).content).hexdigest() == before["sha256"]
+    version = upgraded.read("/v1/workflows/mine")["version"]
+    assert version == upgraded.said["workflow"]["version"]
+    for body in ({"workflow": "flux-img2img", "prompt": "a ring", "image": before["id"], "steps": 2}, {"workflow": "mine", "color": 255}):
+        job = upgraded.http.post("/v1/generations", json=body).raise_for_status().json()
+        assert upgraded.wait(job["id"])["status"] == "succeeded", body
+
+
 @pytest.mark.parametrize("recording", sorted(RECORDINGS.glob("*.tar.xz")), ids=lambda path: path.name.partition(".")[0])
 def test_an_upgrade_keeps_everything(recording: Path, tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
@@ -91,11 +105,13 @@ def test_an_upgrade_keeps_everything(recording: Path, tmp_path: Path) -> None:
         check_lora(upgraded)
         if said["key"]:
             check_key_and_batch(upgraded, said["key"])
+        if "workflow" in said:
+            check_what_was_brought(upgraded)
         port = (state_dir / "ports" / "redis_port").read_text()
         with redis.Redis(port=int(port)) as connection:
             assert connection.get("fluxgate:state_version") == str(STATE_VERSION).encode()
     assert (state_dir / "version").read_text() == f"{STATE_VERSION}\n"
 
 
-def test_there_is_a_recording_with_keys_and_one_from_before_them() -> None:
-    assert sorted(path.name for path in RECORDINGS.iterdir()) == ["03929d1.tar.xz", "24e1b9b.tar.xz"]
+def test_there_are_recordings_from_before_keys_with_keys_and_with_what_callers_bring() -> None:
+    assert sorted(path.name for path in RECORDINGS.iterdir()) == sorted(f"{commit}.tar.xz" for commit in ("03929d1", "24e1b9b", "21ec948"))
