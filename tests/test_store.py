@@ -121,6 +121,22 @@ async def test_who_lost_the_lease_changes_nothing_any_more(store: JobStore, cloc
     assert await finish(store, new)
 
 
+async def test_jobs_on_instances_that_one_does_not_know_are_left_to_others_for_a_while(store: JobStore, clock: Clock) -> None:
+    await create(store, "one", "two", "three")
+    for job_id, instance in (("one", "a"), ("two", "b"), ("three", "a")):
+        await take(store, job_id, instance=instance)
+
+    async def take_over(*instances: str) -> list[str]:
+        taken = await store.take_over(lease="next", lease_s=1000, limit=1, instances=instances, foreign_s=30)
+        return [claim.id for claim in taken]
+
+    clock.pass_s(LEASE_S + 29)
+    assert (await take_over("b"), await take_over("b"), await take_over()) == (["two"], [], [])
+    assert await take_over("a", "b") == ["one"]
+    clock.pass_s(1)
+    assert await take_over("b") == ["three"]
+
+
 async def test_released_leases_are_taken_over_at_once(store: JobStore) -> None:
     await create(store, "one", "two")
     kept, given = await take(store, "one"), await take(store, "two")

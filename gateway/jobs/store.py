@@ -276,9 +276,14 @@ class JobStore:
         return [job_id.decode() for job_id in await self._redis.zrangebyscore("fluxgate:deadlines", "-inf", now, 0, limit)]
 
     @translate_redis
-    async def take_over(self, *, lease: str, lease_s: float, limit: int) -> list[Claim]:
-        """Claim jobs whose lease ran out. Each still knows its instance and prompt_id: look there before submitting again."""
-        answer = await self._take_over(args=[self._now(), lease, int(lease_s * 1000), limit])
+    async def take_over(
+        self, *, lease: str, lease_s: float, limit: int, instances: Iterable[str] = (), foreign_s: float = 0.0
+    ) -> list[Claim]:
+        """Claim jobs whose lease ran out. Each still knows its instance and prompt_id: look there before submitting again.
+
+        Who cannot look there, as it is none of `instances`, gets a job only once its lease has been out for `foreign_s`.
+        """
+        answer = await self._take_over(args=[self._now(), lease, int(lease_s * 1000), limit, int(foreign_s * 1000), *instances])
         return [Claim(decode_job(pair_up(flat)), graph, lease) for flat, graph in answer]
 
     @translate_redis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,21 @@ def test_stopped_it_hands_its_jobs_over(plant: Plant, dispatcher: Child) -> None
     done = plant.api.wait(job["id"], "succeeded")
     assert done["attempts"] == 1
     assert plant.saved_files(done) == ["image_00001_.png"]
+
+
+def test_killed_alone_it_finds_its_prompt_again_before_those_that_cannot_ask_its_instance(
+    plant: Plant, dispatcher: Child, tmp_path: Path
+) -> None:
+    """A pod is an instance and its dispatcher: dispatchers of other pods see the lease expire, and have no way to this prompt."""
+    with running(make_dispatcher(tmp_path, plant.env | {"COMFYUI_URLS": "http://127.0.0.1:9"}, plant.gateway.url)):
+        wait_until(lambda: len(plant.api.http.get("/v1/instances").json()["data"]) == 2, "both instances")
+        job = plant.start_until_step(5)
+        dispatcher.kill()
+        time.sleep(2 * float(plant.env["LEASE_S"]))
+        assert plant.api.get(job["id"])["status"] == "running", "nobody has put it back"
+        dispatcher.start()
+        done = plant.api.wait(job["id"], "succeeded")
+    assert (done["attempts"], plant.saved_files(done)) == (1, ["image_00001_.png"])
 
 
 def test_jobs_wait_while_there_is_none(plant: Plant, dispatcher: Child) -> None:
