@@ -141,7 +141,11 @@ class Dispatcher:
         while True:
             try:
                 await self._renew()
-                for claim in await self._take_over():
+                # On an instance that only a dead dispatcher could ask its prompt may run on: that dispatcher is waited for.
+                lease, limit, lost_s = uuid.uuid4().hex, 0 if self._stopping else 16, self._settings.instance_lost_s
+                for claim in await self._store.take_over(
+                    lease=lease, lease_s=self._settings.lease_s, limit=limit, instances=self._instances, foreign_s=lost_s
+                ):
                     self._metrics.lease_takeovers.inc()
                     log.warning("lease taken over", extra={"job_id": claim.id, "instance": claim.job.instance})
                     self._start(group, claim, resumed=True)
@@ -151,12 +155,6 @@ class Dispatcher:
             except RedisUnavailable as error:
                 log.warning("leases wait for Redis", extra={"error": error.message})
             await asyncio.sleep(self._settings.lease_s / 3)
-
-    async def _take_over(self) -> list[Claim]:
-        """What nobody renews. Where its prompt may run on, on an instance that only a dead dispatcher can ask, that one is waited for."""
-        lease, lost_s = uuid.uuid4().hex, self._settings.instance_lost_s
-        limit, known = 0 if self._stopping else 16, self._instances
-        return await self._store.take_over(lease=lease, lease_s=self._settings.lease_s, limit=limit, instances=known, foreign_s=lost_s)
 
     async def _renew(self) -> None:
         claims = [execution.claim for execution in self._executions.values()]
