@@ -205,6 +205,8 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: Json) -> None:
     if case.operation.path == "/ready":
         remove_dead_instances()
+    if case.operation.path.startswith("/v1/images/"):
+        cancel_waiting()
     body = DONE.get((case.method.upper(), case.operation.path))
     is_positive = case.meta is None or case.meta.generation.mode is GenerationMode.POSITIVE
     if body is not None and is_positive and draw(case.body) % 3 == 0:
@@ -217,6 +219,15 @@ def remove_dead_instances() -> None:
         for instance in dead:
             connect().delete(f"/v1/instances/{quote(instance['id'], safe='')}")
         time.sleep(0.2)
+
+
+def cancel_waiting() -> None:
+    """Pictures of these routes are waited for, and hundreds of jobs may stand in line before them."""
+    for batch in list_things("/v1/batches"):
+        if not batch["finished_at"]:
+            connect().post(f"/v1/batches/{batch['id']}/cancel")
+    for job in connect().get("/v1/generations", params={"status": "queued", "limit": 100}).json().get("data", ()):
+        connect().post(f"/v1/generations/{job['id']}/cancel")
 
 
 def fill(value: Any) -> Any:
