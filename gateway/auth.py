@@ -15,6 +15,7 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from gateway.errors import FluxgateError, RedisUnavailable, TooManyRequests, Unauthorized
+from gateway.hub_tokens import TOKEN_START, HubTokens
 from gateway.jobs.model import now_ms
 from gateway.jobs.records import DAY_MS
 from gateway.keys import SCOPES, CallerLimits, Key, KeyStore, Ring, hash_secret, split_key
@@ -41,7 +42,14 @@ class Caller:
         return scope in self.scopes or "admin" in self.scopes
 
 
+# Of whoever comes with a Hugging Face token.
+HUB_SCOPES = frozenset({"generate", "train"})
 LOCAL = Caller("local", frozenset(SCOPES))
+
+
+def _refuse() -> Unauthorized:
+    """The same for whatever is wrong."""
+    return Unauthorized("That is no API key of this deployment, or one that was revoked or has expired.")
 
 
 class UnsafeBinding(FluxgateError):
@@ -53,7 +61,7 @@ def refuse_unsafe_binding(settings: Settings, *, has_keys: bool = False) -> None
     if not (settings.is_loopback or has_keys or settings.admin_key or settings.auth != "auto"):
         raise UnsafeBinding(
             f"HOST={settings.host} can be reached from outside and no API keys are set.",
-            hint="Make a key with `python -m gateway keys create`, set ADMIN_KEY or AUTH=keys, or listen on HOST=127.0.0.1.",
+            hint="Make a key with `python -m gateway keys create`, set ADMIN_KEY, AUTH=keys or AUTH=hf, or listen on HOST=127.0.0.1.",
             details={"parameter": "HOST", "value": settings.host, "allowed": "127.0.0.1, ::1, localhost"},
         )
 
@@ -77,10 +85,11 @@ class Rates:
 
 
 class Doorkeeper:
-    """Knows all keys, as they were at most a second ago. Raises Unauthorized, TooManyRequests, RedisUnavailable."""
+    """Knows all keys, as they were at most a second ago. Raises Unauthorized, TooManyRequests, RedisUnavailable, HubUnavailable."""
 
-    def __init__(self, settings: Settings, keys: KeyStore, rates: Rates, usage: Usage) -> None:
-        self._settings, self._keys, self._rates, self._usage = settings, keys, rates, usage
+    def __init__(self, settings: Settings, keys: KeyStore, rates: Rates, usage: Usage, tokens: HubTokens | None = None) -> None:
+        """`tokens`: where Hugging Face's are taken as well."""
+        self._settings, self._keys, self._rates, self._usage, self._tokens = settings, keys, rates, usage, tokens
         self._ring = Ring(0, {}, {})
         self._admin_sha256 = hash_secret(settings.admin_key.get_secret_value()) if settings.admin_key else None
         self._counted, self._used = Counter[tuple[str, int, str]](), dict[str, int]()
@@ -142,18 +151,27 @@ class Doorkeeper:
             raise Unauthorized("This needs an API key.", hint="Send Authorization: Bearer KEY.")
         if self._is_admin_key(token):
             return Caller("admin", frozenset(SCOPES))
+        if self._tokens is not None and token.startswith(TOKEN_START):
+            return await self._identify_by_hub(self._tokens, token)
         key = self._match(token)
         if key is None:
             # It may have been made a moment ago.
             await self.refresh()
             key = self._match(token)
         if key is None:
-            raise Unauthorized("That is no API key of this deployment, or one that was revoked or has expired.")
+            raise _refuse()
         now = now_ms()
         self._used[key.prefix] = now
         limits = self._ring.limits.get(key.caller, CallerLimits())
         per_minute = limits.requests_per_minute or self._settings.requests_per_minute or None
         return Caller(key.caller, frozenset(key.scopes), per_minute, key.prefix)
+
+    async def _identify_by_hub(self, tokens: HubTokens, token: str) -> Caller:
+        """A user of Hugging Face's; never an admin. The name has a colon, which no key's caller has."""
+        user = await tokens.identify(token)
+        if user is None:
+            raise _refuse()
+        return Caller(f"hf:{user}", HUB_SCOPES, self._settings.requests_per_minute or None)
 
     def is_good(self, prefix: str) -> bool:
         """Whether the key with this prefix still opens anything."""

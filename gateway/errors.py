@@ -20,6 +20,7 @@ FluxgateError
     ├── RedisUnavailable
     ├── StorageUnavailable
     ├── ModerationUnavailable
+    ├── HubUnavailable         whose a Hugging Face token is cannot be asked
     └── InstanceError          one ComfyUI did not do what was asked
         ├── InstanceUnreachable    nothing answered: it may or may not have acted
         ├── PromptRejected         it answered: the graph is not accepted there
@@ -157,6 +158,11 @@ class StorageUnavailable(Unavailable):
 class ModerationUnavailable(Unavailable):
     code = "moderation_unavailable"
     hint = "Nothing is drawn unjudged here. Try again; the operator finds the reason in the gateway's log."
+
+
+class HubUnavailable(Unavailable):
+    code = "hub_unavailable"
+    hint = "Callers whose token was asked about lately go on, and so do API keys. Try again in a few seconds."
 
 
 class InstanceError(Unavailable):

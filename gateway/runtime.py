@@ -33,6 +33,7 @@ from gateway.foresight import Foresight
 from gateway.gauges import StateGauges, build_metrics_app, serve_metrics
 from gateway.gpu import GpuLease
 from gateway.hub import HubAccess
+from gateway.hub_tokens import HubTokens
 from gateway.inputs import Inputs
 from gateway.instances import FleetRegistry, InstanceRegistry
 from gateway.jobs.batches import BatchStore
@@ -209,7 +210,9 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics, moderation, gpu) if dispatch else None
         )
         keys, usage = KeyStore(redis), Usage(redis)
-        doorkeeper = Doorkeeper(settings, keys, Rates(redis), usage)
+        rates = Rates(redis)
+        tokens = HubTokens(redis, settings.hf_endpoint, settings.hf_users, rates.take) if settings.auth == "hf" else None
+        doorkeeper = Doorkeeper(settings, keys, rates, usage, tokens)
         await _open_feed(redis, feed)
         await doorkeeper.refresh()
         await workflow_edits.refresh()

@@ -72,9 +72,13 @@ class Settings(BaseSettings):
     public_url: str | None = Field(None, description="Base URL callers see, for the links in answers. Default: the request's own.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
 
-    auth: Literal["auto", "keys"] = Field(
+    auth: Literal["auto", "keys", "hf"] = Field(
         "auto",
-        description="`auto`: on loopback no key is asked for until the first exists. `keys`: always.",
+        description="`auto`: on loopback no key is asked for until the first exists. `keys`: always. `hf`: always, and Hugging Face tokens "
+        "that may read are taken as keys.",
+    )
+    hf_users: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Users and organisations of Hugging Face that `AUTH=hf` lets in, comma separated. Empty: whoever has an account."
     )
     admin_key: SecretStr | None = Field(
         None, min_length=24, description="A key with all scopes that is not kept in Redis: for the first start, or for containers."
@@ -244,7 +248,7 @@ class Settings(BaseSettings):
         folder = Path(os.environ.get("SECRETS_DIR") or SECRETS_DIR)
         return init_settings, env_settings, *([_SecretFiles(settings_cls, folder)] if folder.is_dir() else [])
 
-    @field_validator("raw_nodes", mode="before")
+    @field_validator("raw_nodes", "hf_users", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 GATED = "black-forest-labs/FLUX.1-dev"
 # As huggingface.co answers /api/models/{repository}/auth-check.
@@ -36,6 +38,9 @@ class Hub:
     corrupt: set[str] = field(default_factory=set)
     cuts: list[int] = field(default_factory=list)
     stalls: bool = False
+    accounts: dict[str, dict[str, Any]] = field(default_factory=dict)  # what whoami says of a token
+    whoami: list[str] = field(default_factory=list)  # tokens it was asked about
+    whoami_status: int | None = None  # instead of an answer
     woken: threading.Event = field(default_factory=threading.Event)
 
 
@@ -51,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._resolve()
             return
         if self.path == "/api/whoami-v2":
-            self._answer(401 if token == WRONG_TOKEN else 200, {}, b'{"name": "somebody", "type": "user"}')
+            self._say_whose((token or "").removeprefix("Bearer "))
             return
         if not self.path.startswith("/api/models/"):
             # huggingface_hub asks for lists of its own, and lives without.
@@ -65,6 +70,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif token in self.state.licensed:
             status, headers = 200, {}
         self._answer(status, headers, b"")
+
+    def _say_whose(self, token: str) -> None:
+        """As the hub does: with what the token may do. One that only has to be somebody's is."""
+        self.state.whoami.append(token)
+        facts = self.state.accounts.get(token, {"name": "somebody", "type": "user"})
+        is_unknown = f"Bearer {token}" == WRONG_TOKEN or (bool(self.state.accounts) and token not in self.state.accounts)
+        status = self.state.whoami_status or (401 if is_unknown else 200)
+        self._answer(status, {}, json.dumps(facts).encode() if status == 200 else b"")
 
     def _resolve(self) -> None:
         """`/{owner}/{name}/resolve/{revision}/{path}`, as the hub answers it for a large file."""

@@ -35,10 +35,20 @@ async def examine_door(settings: Settings, redis: RedisClient) -> list[Finding]:
     if not closed and host and host not in LOOPBACK:
         remedy = "Make a key with `python -m gateway keys create`, or set AUTH=keys: whoever has the URL may do everything."
         return [fault("door.keys", f"PUBLIC_URL leads to {host}, and no API keys are set", remedy)]
-    if closed and not good and settings.admin_key is None:
+    if closed and not good and settings.admin_key is None and settings.auth != "hf":
         return [warn("door.keys", "keys are asked for, and no good one exists", "Make one: python -m gateway keys create --scopes admin")]
+    if settings.auth == "hf":
+        return [_judge_hub_callers(settings, len(good))]
     said = f"{len(good)} keys" if closed else "no keys: everybody on this machine may do everything"
     return [well("door.keys", f"listens on {settings.host}; {said}")]
+
+
+def _judge_hub_callers(settings: Settings, keys: int) -> Finding:
+    said = f"listens on {settings.host}; {keys} keys, and Hugging Face tokens"
+    if not settings.hf_users:
+        remedy = "Name users and organisations in HF_USERS, or mean it: an account costs nothing."
+        return warn("door.keys", f"{said} of whoever has an account there", remedy)
+    return well("door.keys", f"{said} of {len(settings.hf_users)} users and organisations")
 
 
 async def examine_stream(url: str | None, session: aiohttp.ClientSession) -> list[Finding]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import SecretStr
+
 from comfy_workflows.catalog import Catalog as Workflows
 from comfy_workflows.errors import WorkflowError
 from gateway.doctor.finding import Finding, fault, skip, warn, well
@@ -13,6 +15,8 @@ from gateway.settings import Settings
 async def examine_hub(settings: Settings, workflows: Workflows) -> list[Finding]:
     hub = HubAccess(settings.hf_endpoint, settings.hf_token)
     findings = [await _judge_token(settings, hub)]
+    if settings.auth == "hf":
+        findings.append(await _judge_asking(settings))
     try:
         model = workflows.base_model(settings.default_base_model)
     except WorkflowError as error:
@@ -31,6 +35,16 @@ async def _judge_token(settings: Settings, hub: HubAccess) -> Finding:
     if verdict == "unknown":
         return warn("hub.token", f"could not be asked about: {said}", "See that HF_ENDPOINT is reachable from here.")
     return well("hub.token", f"belongs to {said}")
+
+
+async def _judge_asking(settings: Settings) -> Finding:
+    """Whether callers' tokens can be asked about: of one that nobody has the hub says so."""
+    # A process of its own, which counts nothing.
+    verdict, said = await HubAccess(settings.hf_endpoint, SecretStr("hf_" + "0" * 34)).identify()
+    if verdict == "unknown":
+        remedy = "See that HF_ENDPOINT is reachable from here: callers whose token is new are answered 503."
+        return fault("hub.callers", f"AUTH=hf, and tokens cannot be asked about: {said}", remedy)
+    return well("hub.callers", "tokens of callers can be asked about")
 
 
 async def _judge_access(hub: HubAccess, place: str) -> Finding:

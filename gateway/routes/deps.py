@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 
 from gateway.auth import Caller
 from gateway.comfy_v2 import ComfyPresenter
-from gateway.errors import BadRequest, Forbidden, NotFound, RedisUnavailable, Unauthorized
+from gateway.errors import BadRequest, Forbidden, NotFound, RedisUnavailable, Unauthorized, Unavailable
 from gateway.jobs.model import Job
 from gateway.paging import Page
 from gateway.runtime import Runtime as RuntimeState
@@ -100,7 +100,7 @@ async def _is_operator(connection: HTTPConnection) -> bool:
         return True
     try:
         return (await runtime.doorkeeper.identify(connection.headers.get("authorization"))).may("admin")
-    except (Unauthorized, RedisUnavailable):
+    except (Unauthorized, Unavailable):
         return False
 
 

@@ -30,6 +30,7 @@ from local.tinyflux.weights import MODEL_DIR
 from tests.callers import make_key
 from tests.conftest import choose_engine_flags
 from tests.deployment import describe_deployment, make_dispatcher, make_gateway, running, wait_for_answers
+from tests.hub_accounts import account
 from tests.hub_server import running_hub
 from tests.journeys.api import TERMINAL, Api, wait_until
 from tests.journeys.belongings import RAW
@@ -114,6 +115,7 @@ def deployment(s3_server: S3Server, receiver: Receiver, tmp_path_factory: pytest
             "LOG_LEVEL": "DEBUG",
             "DISPATCHER": "off",
             "ADMIN_KEY": planted.draw("the admin key"),
+            "AUTH": "hf",
             "HF_TOKEN": planted.draw("the Hugging Face token", "hf_"),
             "HF_ENDPOINT": hub.url,
             "WEBHOOK_SECRET": planted.draw("the deployment's webhook secret", "whsec_"),
@@ -124,10 +126,13 @@ def deployment(s3_server: S3Server, receiver: Receiver, tmp_path_factory: pytest
             "ALLOW_PRIVATE_URLS": "127.0.0.0/8",
             "CACHE_TTL_S": "600",
         }
+        guest = planted.draw("a caller's Hugging Face token", "hf_")
+        hub.accounts |= {guest: account("guest"), env["HF_TOKEN"]: account("ours")}
         found = Deployment(folder, planted, Heard(), redis_url, s3_server, env)
         gateway, worker = make_gateway(folder, env), TrainerWorker(folder, redis_url, env)
         with running(engine, worker), booted(gateway), running(make_dispatcher(folder, env, gateway.url)):
             use(found, gateway.url, site, receiver)
+            visit(found, gateway.url, guest)
             yield found
 
 
@@ -166,6 +171,15 @@ def use(deployment: Deployment, url: str, site: str, receiver: Receiver) -> None
     with redis.Redis.from_url(deployment.redis_url) as connection:
         planted.keep_bytes("the secret of tickets", connection.get("fluxgate:ticket_secret") or b"")
     deployment.said |= run_commands(env)
+
+
+def visit(deployment: Deployment, url: str, token: str) -> None:
+    """By a token of Hugging Face's, and by one that it does not know."""
+    for text in (token, deployment.planted.draw("a wrong Hugging Face token", "hf_")):
+        with deployment.heard.client(url, text) as guest:
+            for path in ("/v1/usage", "/v1/keys", "/ready?full=true", f"/v1/generations/{text}"):
+                guest.get(path)
+            guest.post("/v1/generations", json={"workflow": "trivial", "color": 99})
 
 
 def look_around(admin: httpx.Client) -> None:
@@ -329,7 +343,7 @@ def test_every_secret_was_planted_and_used(deployment: Deployment) -> None:
     """Else the other tests would find nothing because there is nothing."""
     statuses = {place.split()[2] for place in deployment.heard.answers}
     assert {"200", "201", "202", "401", "404", "422"} <= statuses
-    assert len({what for what, _ in deployment.planted.secrets}) == 17
+    assert len({what for what, _ in deployment.planted.secrets}) == 19
     for log in ("gateway", "dispatcher", "trainer"):
         assert b'"level": "debug"' in (deployment.folder / "logs" / f"{log}.log").read_bytes(), log
     assert all(deployment.said.values()), deployment.said
