@@ -20,7 +20,6 @@ from pydantic_core import PydanticUndefined
 import comfy_workflows.errors
 import gateway.errors
 from comfy_workflows.errors import WorkflowError
-from gateway.admission import translate_workflow_error
 from gateway.app import create_app
 from gateway.errors import FluxgateError
 from gateway.hub_files import PullFailed
@@ -28,6 +27,7 @@ from gateway.jobs.model import EventKind, Job, JobError, JobSpec, JobStatus, Out
 from gateway.presentation import present_job, present_output
 from gateway.settings import Settings
 from gateway.storage import Storage
+from gateway.workflow_errors import translate_workflow_error
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
