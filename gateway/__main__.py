@@ -21,7 +21,7 @@ from gateway.doctor.command import run_doctor
 from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.keys import KeyStore
 from gateway.keys_command import run_keys_command
-from gateway.models_command import run_models_command
+from gateway.models.command import run_models_command
 from gateway.process import allow_many_files, collect_rarely
 from gateway.protocol import BoundedProtocol
 from gateway.redaction import hide_user

@@ -18,12 +18,12 @@ from comfy_workflows.workflow import Filled, Workflow
 from gateway.auth import Caller
 from gateway.dispatch.fleet import missing
 from gateway.errors import NoInstance
-from gateway.inputs import Brought, Inputs
+from gateway.inputs.bringing import Brought, Inputs
 from gateway.instances import InstanceRegistry
 from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, Webhook, new_job_id, now_ms
 from gateway.jobs.records import Admitted, IdempotencyKey, Item
 from gateway.jobs.store import JobStore
-from gateway.loras import Lora, LoraRegistry
+from gateway.loras.registry import Lora, LoraRegistry
 from gateway.moderation import Moderation
 from gateway.reuse import reuse_result
 from gateway.settings import Settings

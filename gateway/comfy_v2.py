@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.asset_records import Asset
 from gateway.errors import BadRequest, Unprocessable
+from gateway.inputs.asset_records import Asset
 from gateway.jobs.model import TERMINAL, Event, EventKind, Job, JobError, JobStatus, Output, Progress, now_ms
 from gateway.presentation import rfc3339
 from gateway.storage import Storage

@@ -18,7 +18,7 @@ from gateway.jobs.trainings import TrainingStore
 from gateway.redis_client import RedisClient, read_memory, translate_redis
 from gateway.settings import Settings
 from gateway.telemetry import Metrics
-from gateway.trainer_machines import TrainerMachines
+from gateway.trainings.machines import TrainerMachines
 
 log = logging.getLogger(__name__)
 

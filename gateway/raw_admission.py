@@ -12,11 +12,11 @@ from comfy_workflows.errors import MissingAsset, WorkflowError
 from comfy_workflows.graph import Graph
 from comfy_workflows.raw import AssetUse, RawRules, prepare_raw
 from gateway.admission import Admission, needs_of, without_names
-from gateway.assets import AssetStore
 from gateway.auth import Caller
 from gateway.comfy_v2 import parse_output_id
 from gateway.errors import Forbidden, NoInstance, NotFound, Unprocessable
-from gateway.inputs import Inputs, Source
+from gateway.inputs.assets import AssetStore
+from gateway.inputs.bringing import Inputs, Source
 from gateway.jobs.model import Job, JobInput, JobSpec, Needs, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.store import JobStore

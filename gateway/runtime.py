@@ -18,15 +18,11 @@ import comfy_workflows
 from comfy_workflows.catalog import Catalog
 from comfy_workflows.raw import allow_nodes
 from gateway.admission import Admission
-from gateway.asset_records import AssetRecords
-from gateway.assets import AssetStore
 from gateway.auth import Doorkeeper, Rates
-from gateway.batch_pictures import BatchPictures
-from gateway.batches import Batches
-from gateway.before_after import BeforeAfter
-from gateway.captioning import Captionings
-from gateway.curation import Curation
-from gateway.datasets import DatasetStore
+from gateway.batches.admission import Batches
+from gateway.batches.pictures import BatchPictures
+from gateway.datasets.curation import Curation
+from gateway.datasets.store import DatasetStore
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.errors import RedisUnavailable, StorageUnavailable
 from gateway.foresight import Foresight
@@ -34,7 +30,9 @@ from gateway.gauges import StateGauges, build_metrics_app, serve_metrics
 from gateway.gpu import GpuLease
 from gateway.hub import HubAccess
 from gateway.hub_tokens import HubTokens
-from gateway.inputs import Inputs
+from gateway.inputs.asset_records import AssetRecords
+from gateway.inputs.assets import AssetStore
+from gateway.inputs.bringing import Inputs
 from gateway.instances import FleetRegistry, InstanceRegistry
 from gateway.jobs.batches import BatchStore
 from gateway.jobs.deliveries import DeliveryStore
@@ -43,8 +41,10 @@ from gateway.jobs.records import Limits
 from gateway.jobs.store import JobStore
 from gateway.jobs.trainings import TrainingStore
 from gateway.keys import KeyStore
-from gateway.lora_imports import LoraImports
-from gateway.loras import LoraRegistry
+from gateway.loras.before_after import BeforeAfter
+from gateway.loras.imports import LoraImports
+from gateway.loras.registry import LoraRegistry
+from gateway.models.warmth import Warmth
 from gateway.moderation import open_moderation
 from gateway.outside import Outside
 from gateway.raw_admission import RawAdmission
@@ -55,10 +55,10 @@ from gateway.state_version import prepare_state
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
 from gateway.tickets import Tickets
-from gateway.trainer_machines import TrainerMachines
-from gateway.training import Trainings
+from gateway.trainings.captioning import Captionings
+from gateway.trainings.machines import TrainerMachines
+from gateway.trainings.requests import Trainings
 from gateway.usage import Usage
-from gateway.warmth import Warmth
 from gateway.webhooks import Webhooks
 from gateway.workflow_edits import WorkflowEdits
 from gateway.workflow_records import WorkflowRecords

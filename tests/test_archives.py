@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.archives import MAX_ENTRIES, Archive, check_path, is_junk
-from gateway.arrivals import MAX_NAME_LENGTH, Source, clean_name, sort_arrivals, split_path
+from gateway.datasets.archives import MAX_ENTRIES, Archive, check_path, is_junk
+from gateway.datasets.arrivals import MAX_NAME_LENGTH, Source, clean_name, sort_arrivals, split_path
 from gateway.errors import Unprocessable
 from tests.dataset_files import lie_about_size, picture, set_flag, zip_of, zip_with_mode
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from gateway.dataset_records import Dataset, DatasetFile
+from gateway.datasets.records import Dataset, DatasetFile
 from trainer_worker.captioners.colours import describe
 from trainer_worker.captioning import LAUNCHER, PROJECT_DIR, call_by_trigger, choose_files
 from trainer_worker.failures import classify

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.clips import BrokenClip, Clip, read_mp4, read_webm
-from gateway.intake import Media, Refused, read_video
+from gateway.datasets.clips import BrokenClip, Clip, read_mp4, read_webm
+from gateway.datasets.intake import Media, Refused, read_video
 
 CLIPS = Path(__file__).parent / "clips"
 KNOWN = {

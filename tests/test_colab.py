@@ -17,9 +17,9 @@ from machine import read_gpu
 from programs import Program
 from tunnels import read_address
 
-from gateway import presets
-from gateway.models_command import read_models
+from gateway.models.command import read_models
 from gateway.settings import Settings
+from gateway.trainings import presets
 from local.services import find_rclone_program
 from tests.hub_server import running_hub
 

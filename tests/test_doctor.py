@@ -30,11 +30,11 @@ from gateway.doctor.trainer import examine_trainer
 from gateway.instances import InstanceFacts, InstanceRegistry
 from gateway.jobs.model import now_ms
 from gateway.keys import CallerLimits, KeyStore, mint_key
-from gateway.presets import Machine
 from gateway.redis_client import RedisClient, connect_redis
 from gateway.runtime import load_catalog
 from gateway.settings import Settings
-from gateway.trainer_machines import TrainerMachines
+from gateway.trainings.machines import TrainerMachines
+from gateway.trainings.presets import Machine
 from local.child import pick_free_port
 from local.services import Engine, Gateway, RedisServer, S3Server
 from tests.conftest import EngineFactory

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image, ImageChops, ImageDraw
 
-from gateway.input_pictures import Made, Recipe, make
-from gateway.intake import Refused
+from gateway.datasets.intake import Refused
+from gateway.inputs.pictures import Made, Recipe, make
 from tests.dataset_files import animation, draw, encode, orient, picture, png_of_size, png_with_text_bomb, reopen
 
 PICTURE = Recipe("picture", 512 * 512, 16)

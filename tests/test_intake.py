@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from gateway.intake import MAX_CAPTION_BYTES, Refused, clean_caption, read_caption, read_picture, read_video, require_short
-from gateway.likeness import fingerprint, is_alike
-from gateway.picture_bytes import strip_jpeg, strip_png
+from gateway.datasets.intake import MAX_CAPTION_BYTES, Refused, clean_caption, read_caption, read_picture, read_video, require_short
+from gateway.datasets.likeness import fingerprint, is_alike
+from gateway.datasets.picture_bytes import strip_jpeg, strip_png
 from tests.dataset_files import (
     MP4,
     animation,

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from gateway.dispatch.lora_disk import HELD_MS, LoraDisk, choose_kept, rank
-from gateway.loras import Lora
+from gateway.loras.registry import Lora
 from gateway.settings import Settings
 from gateway.storage import Storage
 from tests.conftest import S3Access

@@ -16,11 +16,11 @@ from gateway.gpu import GpuLease
 from gateway.instances import FleetRegistry, InstanceFacts, InstanceRegistry, instance_id
 from gateway.jobs.model import now_ms
 from gateway.jobs.store import JobStore
-from gateway.loras import LoraRegistry
-from gateway.presets import Machine
+from gateway.loras.registry import LoraRegistry
 from gateway.redis_client import RedisClient, connect_redis
 from gateway.settings import Settings
-from gateway.trainer_machines import TrainerMachines
+from gateway.trainings.machines import TrainerMachines
+from gateway.trainings.presets import Machine
 from trainer_worker.gpu_turn import GpuTurn
 from trainer_worker.machine import MIB, measure, measure_gpu, probe, read_smi
 

@@ -25,9 +25,9 @@ from gateway.errors import Conflict, FluxgateError
 from gateway.hub_files import PullFailed
 from gateway.instances import InstanceRegistry
 from gateway.jobs.model import now_ms
-from gateway.model_folder import ModelFolder
-from gateway.model_pulls import collect
-from gateway.models_command import read_models, run_models_command
+from gateway.models.command import read_models, run_models_command
+from gateway.models.folder import ModelFolder
+from gateway.models.pulls import collect
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 from tests.hub_server import COMMIT, GATED, Hub, running_hub

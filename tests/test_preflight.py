@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import preflight_rules
-from gateway.buckets import Shape, choose_shape, count_steps, form_buckets
-from gateway.dataset_records import Dataset, DatasetFile, Problem, error
-from gateway.likeness import fingerprint
-from gateway.preflight import Report, inspect
-from gateway.preflight_rules import holds_word
+from gateway.datasets import preflight_rules
+from gateway.datasets.buckets import Shape, choose_shape, count_steps, form_buckets
+from gateway.datasets.likeness import fingerprint
+from gateway.datasets.preflight import Report, inspect
+from gateway.datasets.preflight_rules import holds_word
+from gateway.datasets.records import Dataset, DatasetFile, Problem, error
 from tests.dataset_files import draw
 
 

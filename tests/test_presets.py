@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.errors import Unprocessable
-from gateway.presets import GB, Machine, choose_preset, estimate_disk, require_disk
+from gateway.trainings.presets import GB, Machine, choose_preset, estimate_disk, require_disk
 
 MIB = 1 << 20
 

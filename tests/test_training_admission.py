@@ -11,18 +11,18 @@ import pytest
 
 from comfy_workflows.catalog import PACKAGE_FOLDER, Catalog
 from gateway.auth import LOCAL
-from gateway.dataset_records import Asset, DatasetFile, DatasetHead
-from gateway.datasets import Change, DatasetStore
+from gateway.datasets.records import Asset, DatasetFile, DatasetHead
+from gateway.datasets.store import Change, DatasetStore
 from gateway.errors import FluxgateError
 from gateway.hub import HubAccess
 from gateway.jobs.model import Job
 from gateway.jobs.trainings import TrainingStore
 from gateway.moderation import Moderation
-from gateway.presets import GB, Machine
 from gateway.redis_client import RedisClient, connect_redis
 from gateway.settings import Settings
-from gateway.trainer_machines import TrainerMachines
-from gateway.training import TrainingRequest, Trainings
+from gateway.trainings.machines import TrainerMachines
+from gateway.trainings.presets import GB, Machine
+from gateway.trainings.requests import TrainingRequest, Trainings
 from local.child import pick_free_port
 
 VIDEO_BASES = "".join(

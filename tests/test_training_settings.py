@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from comfy_workflows.catalog import Catalog
 from gateway.jobs.model import Job
 from gateway.settings import Settings
-from gateway.training import TrainingRequest, describe_parameters
+from gateway.trainings.requests import TrainingRequest, describe_parameters
 from tests.job_specs import make_spec
 from trainer_worker.plan import plan_training
 from trainer_worker.trainers.simpletuner import SimpleTunerTrainer

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from blake3 import blake3
 
-from gateway.asset_records import AssetRecords
-from gateway.assets import AssetStore
 from gateway.errors import NotFound, StorageUnavailable, Unprocessable
+from gateway.inputs.asset_records import AssetRecords
+from gateway.inputs.assets import AssetStore
 from gateway.jobs.model import now_ms
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.dataset_records import Dataset, DatasetFile
+from gateway.datasets.intake import MAX_CAPTION_BYTES, clean_caption
+from gateway.datasets.records import Dataset, DatasetFile
 from gateway.errors import NotFound
-from gateway.intake import MAX_CAPTION_BYTES, clean_caption
 from gateway.jobs.model import JobError, JobStatus, Progress
 from gateway.settings import Settings
 from trainer_worker.failures import Failure, classify

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from gateway.dataset_records import Dataset, fill_caption
+from gateway.datasets.records import Dataset, fill_caption
 from gateway.storage import Storage
 
 

@@ -11,7 +11,7 @@ from threading import Event
 from gateway.errors import Conflict, RedisUnavailable
 from gateway.gpu import GpuLease
 from gateway.instances import InstanceRegistry
-from gateway.presets import GB
+from gateway.trainings.presets import GB
 
 log = logging.getLogger(__name__)
 

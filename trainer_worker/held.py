@@ -8,14 +8,14 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 
-from gateway.datasets import DatasetStore
+from gateway.datasets.store import DatasetStore
 from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.gpu import GpuLease
 from gateway.instances import InstanceRegistry
 from gateway.jobs.model import JobError, JobStatus
 from gateway.jobs.records import Claim
 from gateway.jobs.trainings import TrainingStore
-from gateway.loras import LoraRegistry
+from gateway.loras.registry import LoraRegistry
 from gateway.moderation import Moderation
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from gateway.presets import Machine
 from gateway.settings import Settings
+from gateway.trainings.presets import Machine
 from trainer_worker.launch import pass_environment
 
 QUERY = ("--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits")

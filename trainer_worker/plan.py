@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.dataset_records import DEFAULT_VIDEO_FRAMES
+from gateway.datasets.records import DEFAULT_VIDEO_FRAMES
 from gateway.jobs.model import Job
 from gateway.settings import Settings
 from trainer_worker.config import TrainingConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.jobs.model import Job, now_ms
-from gateway.loras import Lora, LoraRegistry
+from gateway.loras.registry import Lora, LoraRegistry
 from gateway.storage import Storage
 from trainer_worker.lora import inspect_lora
 from trainer_worker.lora_publish import publish_lora

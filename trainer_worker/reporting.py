@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.errors import RedisUnavailable
-from gateway.presets import Machine
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 from gateway.telemetry import configure_logging
-from gateway.trainer_machines import TrainerMachines
+from gateway.trainings.machines import TrainerMachines
+from gateway.trainings.presets import Machine
 from trainer_worker.machine import ask_smi, measure
 from trainer_worker.process import Child
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 import aiohttp
 
 from gateway.jobs.trainings import CAPTIONING, IMPORT, TrainingStore
-from gateway.loras import LoraRegistry
+from gateway.loras.registry import LoraRegistry
 from gateway.moderation import open_moderation
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.dataset_records import DEFAULT_VIDEO_FRAMES, Dataset
+from gateway.datasets.preflight import inspect
+from gateway.datasets.records import DEFAULT_VIDEO_FRAMES, Dataset
 from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.jobs.model import Job, JobError, JobStatus
-from gateway.preflight import inspect
-from gateway.presets import Machine, Preset, choose_preset, estimate_disk, require_disk
 from gateway.settings import Settings
+from gateway.trainings.presets import Machine, Preset, choose_preset, estimate_disk, require_disk
 from trainer_worker.config import TrainingConfig
 from trainer_worker.dataset import write_dataset
 from trainer_worker.held import Held

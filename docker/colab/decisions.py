@@ -1,5 +1,6 @@
 """What a rented machine can do, decided from a description of it. The standard library alone: a bare Python reads it.
-The figures of trainings are those of `gateway/presets.py`, which a test compares; those of base models are read from their one table."""
+The figures of trainings are those of `gateway/trainings/presets.py`, which a test compares; those of base models are read from their
+one table."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from gateway.jobs.events import PREVIEWS_ASKED, WAKE, EventFeed
 from gateway.jobs.model import TERMINAL, EventKind, Job, JobError, JobStatus, now_ms
 from gateway.jobs.records import Claim
 from gateway.jobs.store import JobStore
-from gateway.loras import LoraRegistry
+from gateway.loras.registry import LoraRegistry
 from gateway.moderation import Moderation
 from gateway.pricing import Measurement
 from gateway.reuse import reuse_result

@@ -21,7 +21,7 @@ from gateway.errors import InstanceError, RedisUnavailable
 from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, count_kept_jobs, instance_id, reduce_catalog
 from gateway.jobs.model import Machine, now_ms
 from gateway.jobs.records import Load
-from gateway.loras import Lora, LoraRegistry, describe_lora
+from gateway.loras.registry import Lora, LoraRegistry, describe_lora
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gateway.errors import StorageUnavailable
-from gateway.loras import Lora
+from gateway.loras.registry import Lora
 from gateway.storage import Storage
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from gateway.gpu import GpuLease
 from gateway.instances import FleetRegistry, InstanceRegistry, Member, instance_id
 from gateway.jobs.model import now_ms
 from gateway.jobs.store import JobStore
-from gateway.loras import LoraRegistry
+from gateway.loras.registry import LoraRegistry
 from gateway.settings import Settings
 
 log = logging.getLogger(__name__)

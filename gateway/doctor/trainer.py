@@ -12,10 +12,10 @@ from comfy_workflows.catalog import Catalog as Workflows
 from comfy_workflows.errors import WorkflowError
 from gateway.doctor.finding import Finding, fault, skip, warn, well
 from gateway.errors import RedisUnavailable, Unprocessable
-from gateway.presets import FAMILIES, GB, Machine, choose_preset, estimate_disk, require_disk
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
-from gateway.trainer_machines import REPORT_TTL_S, TrainerMachines
+from gateway.trainings.machines import REPORT_TTL_S, TrainerMachines
+from gateway.trainings.presets import FAMILIES, GB, Machine, choose_preset, estimate_disk, require_disk
 
 PROBE_S = 60.0
 # Run by the trainer's interpreter, which has nothing of ours.

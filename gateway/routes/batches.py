@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from gateway.batch_request import BatchRequest
+from gateway.batches.request import BatchRequest
 from gateway.bodies import read_idempotency_key
 from gateway.errors import BadRequest, Conflict
 from gateway.jobs.batch_records import LIVE, PACKET, WAITING, Batch

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.arrivals import clean_name
-from gateway.asset_records import Asset
-from gateway.assets import BYTES_TYPE, absent
 from gateway.auth import Caller
 from gateway.comfy_v2 import parse_output_id
+from gateway.datasets.arrivals import clean_name
 from gateway.errors import Conflict, NotFound, Unprocessable
+from gateway.inputs.asset_records import Asset
+from gateway.inputs.assets import BYTES_TYPE, absent
 from gateway.jobs.model import Job, Output
 from gateway.multipart import Form, read_form
 from gateway.routes.deps import Comfy, CurrentCaller, Runtime

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.admission import Wish
-from gateway.asset_records import Asset
-from gateway.assets import BYTES_TYPE
 from gateway.auth import Caller
 from gateway.bodies import read_idempotency_key
 from gateway.dialects import describe_openai
 from gateway.errors import FluxgateError, Unprocessable
+from gateway.inputs.asset_records import Asset
+from gateway.inputs.assets import BYTES_TYPE
 from gateway.jobs.model import TERMINAL, Event, EventKind, Job, Progress
 from gateway.multipart import Form, read_form
 from gateway.openai_images import (

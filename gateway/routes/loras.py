@@ -12,8 +12,8 @@ from gateway.auth import Caller
 from gateway.bodies import read_idempotency_key
 from gateway.errors import Conflict, Forbidden
 from gateway.jobs.model import Job, JobStatus
-from gateway.lora_imports import LoraImport
-from gateway.loras import Lora
+from gateway.loras.imports import LoraImport
+from gateway.loras.registry import Lora
 from gateway.presentation import rfc3339
 from gateway.routes.deps import AnyCaller, BaseUrl, IdempotencyHeader, Runtime, Trainer
 from gateway.runtime import Runtime as RuntimeState

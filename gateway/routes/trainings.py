@@ -9,8 +9,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
 from gateway.bodies import read_idempotency_key
-from gateway.captioning import CaptionRequest
-from gateway.datasets import absent
+from gateway.datasets.store import absent
 from gateway.errors import Conflict
 from gateway.jobs.events import read_events
 from gateway.jobs.model import EventKind, Job, JobStatus
@@ -20,7 +19,8 @@ from gateway.paging import parse_time, present_page
 from gateway.presentation import present_training
 from gateway.routes.deps import BaseUrl, IdempotencyHeader, PageQuery, Runtime, Trainer, load_own_job
 from gateway.runtime import Runtime as RuntimeState
-from gateway.training import TrainingFilter, TrainingRequest
+from gateway.trainings.captioning import CaptionRequest
+from gateway.trainings.requests import TrainingFilter, TrainingRequest
 
 router = APIRouter(prefix="/v1", tags=["trainings"])
 

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from gateway.arrivals import MAX_NAME_LENGTH, clean_name
-from gateway.asset_records import Asset
-from gateway.assets import BYTES_TYPE
 from gateway.bodies import check, read_json
+from gateway.datasets.arrivals import MAX_NAME_LENGTH, clean_name
+from gateway.datasets.intake import CONTENT_TYPES, sniff
 from gateway.errors import PayloadTooLarge, Unprocessable
-from gateway.intake import CONTENT_TYPES, sniff
+from gateway.inputs.asset_records import Asset
+from gateway.inputs.assets import BYTES_TYPE
 from gateway.multipart import Form, read_form
 from gateway.paging import present_page
 from gateway.presentation import rfc3339

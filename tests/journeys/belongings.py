@@ -16,7 +16,7 @@ from blake3 import blake3
 from PIL import Image
 
 from gateway.jobs.model import now_ms
-from gateway.loras import Lora, LoraRegistry
+from gateway.loras.registry import Lora, LoraRegistry
 from gateway.redis_client import connect_redis
 from gateway.tickets import Ticket, Tickets
 from tests.journeys.api import Api

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from gateway.buckets import ALIGNMENT_PX, SQUARES_BELOW_PX, Shape, align, count_steps, form_buckets
-from gateway.dataset_records import DEFAULT_TEMPLATE, DEFAULT_VIDEO_FRAMES, Asset, DatasetFile, Problem, error, fill_caption, warning
-from gateway.likeness import find_likenesses
+from gateway.datasets.buckets import ALIGNMENT_PX, SQUARES_BELOW_PX, Shape, align, count_steps, form_buckets
+from gateway.datasets.likeness import find_likenesses
+from gateway.datasets.records import DEFAULT_TEMPLATE, DEFAULT_VIDEO_FRAMES, Asset, DatasetFile, Problem, error, fill_caption, warning
 
 FEW_FILES = 5
 # A shape beyond this is rare in what base models were trained on.

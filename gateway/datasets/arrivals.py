@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway.dataset_records import Caption, Problem, warning
-from gateway.intake import Refused, clean_caption, read_caption, require_short
+from gateway.datasets.intake import Refused, clean_caption, read_caption, require_short
+from gateway.datasets.records import Caption, Problem, warning
 
 MAX_NAME_LENGTH = 200
 # What asks to be looked at as a picture or clip; a file of another name is passed over when it is none.

@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from gateway.contact_sheet import Cell, draw_sheet, shrink
+from gateway.batches.contact_sheet import Cell, draw_sheet, shrink
 from gateway.errors import NotFound, RedisUnavailable, StorageUnavailable
 from gateway.jobs.batch_records import LIVE, PACKET, WAITING, Archive, Batch, archive_key
 from gateway.jobs.batches import BatchStore

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from gateway.dataset_records import DatasetFile
+from gateway.datasets.records import DatasetFile
 
 # Of 64 brightness steps, and of 48 colour means (0-255). A recompressed or scaled copy differs by 0-3 and 0-4;
 # two drawings of one small thing on different grounds by 0-6 and 20-100.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from gateway.dataset_records import DEFAULT_TEMPLATE, Asset, DatasetFile, Problem
-from gateway.preflight_rules import RULES, Plan, View, look
+from gateway.datasets.preflight_rules import RULES, Plan, View, look
+from gateway.datasets.records import DEFAULT_TEMPLATE, Asset, DatasetFile, Problem
 
 
 class Bucket(BaseModel):

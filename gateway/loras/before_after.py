@@ -9,7 +9,7 @@ from gateway.admission import Admission, Wish
 from gateway.auth import Caller
 from gateway.errors import FluxgateError, Moderated, RedisUnavailable
 from gateway.jobs.store import JobStore
-from gateway.loras import Lora, LoraRegistry
+from gateway.loras.registry import Lora, LoraRegistry
 
 log = logging.getLogger(__name__)
 

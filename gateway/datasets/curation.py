@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.archives import Archive
-from gateway.arrivals import MEDIA_EXTENSIONS, Sorted, Source, extension_of, sort_arrivals
-from gateway.dataset_records import Asset, Dataset, DatasetFile, DatasetHead, Problem, warning
-from gateway.datasets import Change, DatasetStore, absent
+from gateway.datasets.archives import Archive
+from gateway.datasets.arrivals import MEDIA_EXTENSIONS, Sorted, Source, extension_of, sort_arrivals
+from gateway.datasets.intake import CONTENT_TYPES, MAX_PICTURE_BYTES, MAX_VIDEO_BYTES, Media, Refused, read_picture, read_video
+from gateway.datasets.records import Asset, Dataset, DatasetFile, DatasetHead, Problem, warning
+from gateway.datasets.store import Change, DatasetStore, absent
 from gateway.errors import FluxgateError, Unprocessable
-from gateway.intake import CONTENT_TYPES, MAX_PICTURE_BYTES, MAX_VIDEO_BYTES, Media, Refused, read_picture, read_video
 from gateway.multipart import Form, Part
 from gateway.storage import Storage
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from comfy_workflows.base_models import BaseModelInfo
 from gateway.hub_files import HubFiles, Offer, PullFailed, hash_file
 from gateway.jobs.model import now_ms
-from gateway.model_folder import Brought, Manifest, ModelFolder
+from gateway.models.folder import Brought, Manifest, ModelFolder
 
 GB = 1_000_000_000
 # What was at work so lately may be loaded again in a moment.

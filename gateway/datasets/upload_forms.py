@@ -12,10 +12,10 @@ from typing import BinaryIO, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.arrivals import MAX_NAME_LENGTH, clean_name
-from gateway.asset_records import Asset
-from gateway.assets import AssetStore, absent
+from gateway.datasets.arrivals import MAX_NAME_LENGTH, clean_name
 from gateway.errors import NotFound, PayloadTooLarge
+from gateway.inputs.asset_records import Asset
+from gateway.inputs.assets import AssetStore, absent
 from gateway.multipart import Form, Part
 
 MAX_BYTES = 1 << 30

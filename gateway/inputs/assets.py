@@ -21,9 +21,9 @@ from uuid import uuid4
 from blake3 import blake3
 from PIL import Image
 
-from gateway.asset_records import Asset, AssetRecords
+from gateway.datasets.intake import CONTENT_TYPES, sniff
 from gateway.errors import Conflict, FluxgateError, NotFound, RedisUnavailable, StorageUnavailable, Unprocessable
-from gateway.intake import CONTENT_TYPES, sniff
+from gateway.inputs.asset_records import Asset, AssetRecords
 from gateway.jobs.model import now_ms
 from gateway.storage import Storage
 

@@ -13,10 +13,10 @@ from typing import NamedTuple, TypeVar
 
 from PIL import Image, ImageCms, ImageOps
 
-from gateway.clips import MP4_CODECS, WEBM_CODECS, BrokenClip, read_mp4, read_webm
-from gateway.dataset_records import Caption, Problem, error, warning
-from gateway.likeness import fingerprint
-from gateway.picture_bytes import is_plain_png, strip_jpeg, strip_png
+from gateway.datasets.clips import MP4_CODECS, WEBM_CODECS, BrokenClip, read_mp4, read_webm
+from gateway.datasets.likeness import fingerprint
+from gateway.datasets.picture_bytes import is_plain_png, strip_jpeg, strip_png
+from gateway.datasets.records import Caption, Problem, error, warning
 
 T = TypeVar("T")
 

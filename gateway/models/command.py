@@ -13,8 +13,8 @@ from comfy_workflows.catalog import collect_base_models
 from gateway.errors import BadRequest, RedisUnavailable
 from gateway.hub_files import HubFiles
 from gateway.instances import InstanceRegistry
-from gateway.model_folder import ModelFolder
-from gateway.model_pulls import collect, place_of, pull, say_size, verify
+from gateway.models.folder import ModelFolder
+from gateway.models.pulls import collect, place_of, pull, say_size, verify
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image, ImageChops
 
-from gateway.intake import MIN_EDGE_PX, Refused, decode, normalise, set_upright, write
+from gateway.datasets.intake import MIN_EDGE_PX, Refused, decode, normalise, set_upright, write
 
 Aim = Literal["picture", "mask", "transparency", "whole"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.presets import Machine
 from gateway.redis_client import RedisClient, translate_redis
+from gateway.trainings.presets import Machine
 
 # A worker that does not report for so long has ended: what its machine was like says nothing any more.
 REPORT_TTL_S = 60

@@ -15,11 +15,11 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from comfy_workflows.parameters import Parameter
-from gateway.asset_records import Asset
-from gateway.assets import AssetStore, absent
+from gateway.datasets.intake import MAX_PICTURE_BYTES, Refused
 from gateway.errors import NotFound, Unprocessable
-from gateway.input_pictures import Made, Recipe, make
-from gateway.intake import MAX_PICTURE_BYTES, Refused
+from gateway.inputs.asset_records import Asset
+from gateway.inputs.assets import AssetStore, absent
+from gateway.inputs.pictures import Made, Recipe, make
 from gateway.jobs.model import JobInput, JobSpec, new_input_file
 from gateway.outside import Outside
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from gateway.dataset_records import DatasetFile
+from gateway.datasets.records import DatasetFile
 
 ALIGNMENT_PX = 64
 # Below this the trainer is told to crop squares: SimpleTuner refuses a smaller stated size of the other kind.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from gateway.dataset_records import MAX_FILES, Caption, Dataset, DatasetFile, DatasetHead
+from gateway.datasets.records import MAX_FILES, Caption, Dataset, DatasetFile, DatasetHead
 from gateway.errors import Conflict, NotFound
 from gateway.jobs.model import now_ms
 from gateway.redis_client import RedisClient, read_index, translate_redis

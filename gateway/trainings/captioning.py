@@ -5,13 +5,13 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.auth import Caller
-from gateway.dataset_records import Dataset
+from gateway.datasets.records import Dataset
 from gateway.errors import Conflict, Unprocessable
 from gateway.jobs.model import Job, JobSpec, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import CAPTIONING
 from gateway.settings import Settings
-from gateway.training import Trainings
+from gateway.trainings.requests import Trainings
 
 
 class CaptionRequest(BaseModel):

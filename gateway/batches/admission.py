@@ -15,7 +15,7 @@ from typing import Any
 from comfy_workflows.workflow import Workflow
 from gateway.admission import Admission, Wish
 from gateway.auth import Caller
-from gateway.batch_request import BatchRequest, Entry
+from gateway.batches.request import BatchRequest, Entry
 from gateway.errors import FluxgateError, NotFound, RedisUnavailable, TooManyRequests, Unprocessable
 from gateway.instances import InstanceRegistry
 from gateway.jobs.batch_records import PACKET, Batch, BatchSpec
@@ -24,7 +24,7 @@ from gateway.jobs.events import EventFeed
 from gateway.jobs.model import TERMINAL, Webhook, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey, Item
 from gateway.jobs.store import JobStore
-from gateway.loras import Lora
+from gateway.loras.registry import Lora
 from gateway.redaction import hide_secrets
 
 log = logging.getLogger(__name__)
