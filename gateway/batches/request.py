@@ -52,7 +52,7 @@ Values = Annotated[Annotated[list[Any], Tag("list")] | Annotated[Range, Tag("ran
 
 
 class BatchItem(ShallowBody):
-    """One picture to make. The workflow's parameters stand beside these fields."""
+    """One picture to make. The workflow's parameters stand beside these fields; pictures among them are ids of uploads."""
 
     model_config = ConfigDict(extra="allow")
 
