@@ -50,9 +50,9 @@ def preview(
     return ask_for(Ask("POST", "/v1/generations/preview", json=body), lambda answer: dict(read_answer(answer)))
 
 
-def reproduce(job_id: str) -> Steps[Job]:
+def reproduce(job_id: str, *, idempotency_key: str | None = None) -> Steps[Job]:
     """Run the graph of a job that succeeded once more."""
-    return ask_for(Ask("POST", path_of("generations", job_id, "reproduce"), is_repeatable=False), reads(Job))
+    return make(path_of("generations", job_id, "reproduce"), None, reads(Job), idempotency_key)
 
 
 def compare(job_id: str) -> Steps[dict[str, Any]]:
