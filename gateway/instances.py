@@ -129,6 +129,11 @@ class FleetRegistry:
         await self._redis.hset("fluxgate:free", mapping=dict.fromkeys(names, now_ms()))
 
     @translate_redis
+    async def keep_models(self, name: str) -> None:
+        """Whoever wanted an instance free has been answered by a later wish."""
+        await self._redis.hdel("fluxgate:free", name)
+
+    @translate_redis
     async def take_free(self, names: Iterable[str]) -> list[str]:
         """Of these instances, those that shall let go of their models; each is told to one asker only."""
         wanted = {name.decode() for name in await self._redis.hkeys("fluxgate:free")}

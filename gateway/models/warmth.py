@@ -35,6 +35,8 @@ class Warmth:
         wish = Wish(workflow.name, _make_smallest(workflow, base_model), "high", {"load": base_model}, "off")
         rendered = await self._admission.prepare(wish, caller)
         chosen = await self._choose_instance(base_model, instance, self._admission.beside_published(rendered))
+        # An unload that nobody has done yet would undo it: the last wish counts.
+        await self._fleet.keep_models(chosen.id)
         if chosen.base_model == base_model:
             return chosen.id, None
         item = self._admission.seal(rendered, wish)
