@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.instances import InstanceFacts, InstanceRegistry
+from gateway.instances import FleetRegistry, InstanceFacts, InstanceRegistry
 from gateway.jobs.model import Job, Needs
 from gateway.obstacles import find_obstacle
 from gateway.redis_client import RedisClient
@@ -49,3 +49,10 @@ async def test_what_a_job_waits_for(
     if reason == "missing":
         assert obstacle
         assert "KSampler.sampler_name = euler" in obstacle.message
+
+
+async def test_of_an_unload_and_a_load_the_last_counts(redis_client: RedisClient) -> None:
+    fleet = FleetRegistry(redis_client)
+    await fleet.want_free(["one", "other"])
+    await fleet.keep_models("one")
+    assert await fleet.take_free(["one", "other"]) == ["other"]

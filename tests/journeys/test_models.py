@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from gateway.instances import FleetRegistry
-from gateway.redis_client import RedisClient
 from tests.journeys.api import Api, wait_until
 
 
@@ -55,13 +53,6 @@ def test_letting_go_disturbs_nothing_that_runs(api: Api) -> None:
     instances = [one["id"] for one in api.http.get("/v1/instances").json()["data"]]
     assert unload(api, instance=instances[0]) == instances
     assert api.wait(job["id"])["status"] == "succeeded"
-
-
-async def test_of_an_unload_and_a_load_the_last_counts(redis_client: RedisClient) -> None:
-    fleet = FleetRegistry(redis_client)
-    await fleet.want_free(["one", "other"])
-    await fleet.keep_models("one")
-    assert await fleet.take_free(["one", "other"]) == ["other"]
 
 
 @pytest.mark.parametrize(
