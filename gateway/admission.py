@@ -90,10 +90,13 @@ class Admission:
         metrics: Metrics,
         edits: WorkflowEdits,
         moderation: Moderation,
+        expect: Callable[[Job], None] | None = None,
     ) -> None:
+        """`expect` is told of each job in the moment in which it is made: by the dispatcher of this process, if there is one."""
         self._settings, self._catalog, self._store, self._storage = settings, catalog, store, storage
         self._inputs, self._loras, self._registry, self._metrics = inputs, loras, registry, metrics
         self._edits, self._moderation = edits, moderation
+        self._expect = expect
 
     def workflow(self, name: str | None) -> Workflow:
         try:
@@ -130,6 +133,8 @@ class Admission:
         """Store it: queued, following its twin, or finished with what an identical one made; and what came of that."""
         spec, graph, reuse = item
         job = Job(spec=spec)
+        if self._expect is not None:
+            self._expect(job)
         admitted = await self._store.create(spec, graph, reuse=reuse, key=key)
         if admitted.outcome == "cached":
             answered = await reuse_result(job, admitted.job_id, self._store, self._storage)

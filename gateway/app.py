@@ -59,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Fluxgate", version=version("fluxgate"), lifespan=lifespan, redoc_url=None)
     install_error_handlers(app)
+    app.include_router(generations.creation)
     app.include_router(generations.router)
     app.include_router(_workflow_router(settings))
     app.include_router(generations.further)
@@ -90,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _workflow_router(settings: Settings) -> APIRouter:
     """One typed route for every workflow."""
-    router, workflows = APIRouter(), load_catalog(settings)
+    router, workflows = APIRouter(route_class=generations.CreationRoute), load_catalog(settings)
     for name in workflows.names():
         generations.add_workflow_routes(router, workflows.get(name))
     return router

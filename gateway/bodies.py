@@ -8,12 +8,14 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from starlette.requests import ClientDisconnect, Request
 
 from gateway.auth import Caller
 from gateway.errors import BadRequest
 from gateway.jobs.records import IdempotencyKey
 
 T = TypeVar("T")
+Shape = TypeVar("Shape", bound=BaseModel)
 
 MAX_KEY_LENGTH = 255
 # pydantic writes about 250 levels and reads about 200: what is stored must be read again, two levels further down.
@@ -53,6 +55,16 @@ def check(shape: TypeAdapter[T], value: Any, *place: str) -> T:
     except ValidationError as invalid:
         faults = [{**fault, "loc": ("body", *place, *fault["loc"])} for fault in invalid.errors(include_url=False, include_context=False)]
         raise RequestValidationError(faults) from None
+
+
+async def read_unless_wrong(shape: type[Shape], request: Request) -> Shape | None:
+    """A body that is JSON, as the framework would check it; None where it would have anything to say."""
+    if request.headers.get("content-type") != "application/json":
+        return None
+    try:
+        return shape.model_validate(json.loads(await request.body()))
+    except (ValueError, RecursionError, ClientDisconnect):
+        return None
 
 
 class ShallowBody(BaseModel):

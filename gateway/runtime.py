@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -47,6 +47,7 @@ from gateway.loras.registry import LoraRegistry
 from gateway.models.warmth import Warmth
 from gateway.moderation import open_moderation
 from gateway.outside import Outside
+from gateway.plain_http import PlainHttp
 from gateway.raw_admission import RawAdmission
 from gateway.redis_client import RedisClient, connect_reader, connect_redis
 from gateway.reproduction import Reproduction
@@ -147,6 +148,15 @@ async def _essential(name: str, work: Loop) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+class _Connections(NamedTuple):
+    redis: RedisClient
+    feed_redis: RedisClient  # for blocking reads
+    session: aiohttp.ClientSession
+    plain: PlainHttp
+    storage: Storage
+    outside: Outside
+
+
 @asynccontextmanager
 async def _running(loops: Mapping[str, Loop], storage: Storage) -> AsyncIterator[None]:
     """Loops by name, for as long as the process serves."""
@@ -161,17 +171,19 @@ async def _running(loops: Mapping[str, Loop], storage: Storage) -> AsyncIterator
 
 
 @asynccontextmanager
-async def _open_connections(settings: Settings) -> AsyncIterator[tuple[RedisClient, RedisClient, aiohttp.ClientSession, Storage, Outside]]:
-    """What is closed whatever happened: Redis for commands and for blocking reads, HTTP, S3, URLs from outside."""
+async def _open_connections(settings: Settings) -> AsyncIterator[_Connections]:
+    """What is closed whatever happened."""
     redis, feed_redis = connect_redis(settings.redis_url), connect_reader(settings.redis_url, BLOCK_MS / 1000)
     outside = Outside(settings.allow_private_urls)
     # limit=0: connections are bounded by slots and by the ingest's own semaphore.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30)) as session:
-        storage = Storage(settings, session)
+        plain = PlainHttp()
+        storage = Storage(settings, session, plain)
         try:
-            yield redis, feed_redis, session, storage, outside
+            yield _Connections(redis, feed_redis, session, plain, storage, outside)
         finally:
             storage.close()
+            plain.close()
             outside.close()
             # A pool that was handed to a client is not closed with it.
             await redis.aclose(close_connection_pool=True)
@@ -182,7 +194,7 @@ async def _open_connections(settings: Settings) -> AsyncIterator[tuple[RedisClie
 async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[Runtime]:
     """Everything, running. `dispatch` also claims and runs jobs here."""
     catalog, metrics = load_catalog(settings), Metrics()
-    async with _open_connections(settings) as (redis, feed_redis, session, storage, outside):
+    async with _open_connections(settings) as (redis, feed_redis, session, plain, storage, outside):
         limits = Limits(settings.max_queue_depth, settings.max_jobs_per_caller, settings.gpu_seconds_per_day)
         store = JobStore(redis, ttl_s=settings.job_ttl_s, cache_ttl_s=settings.cache_ttl_s, limits=limits)
         feed, loras, registry, fleet = EventFeed(redis, feed_redis), LoraRegistry(redis), InstanceRegistry(redis), FleetRegistry(redis)
@@ -193,7 +205,11 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         rules = allow_nodes(catalog, settings.raw_nodes)
         workflow_records = WorkflowRecords(redis)
         workflow_edits = WorkflowEdits(catalog, workflow_records, registry, rules)
-        admission = Admission(settings, catalog, store, storage, inputs, loras, registry, metrics, workflow_edits, moderation)
+        gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
+        told = (settings, session, store, feed, storage, registry, fleet, loras, metrics, moderation)
+        dispatcher = Dispatcher(*told, gpu, plain) if dispatch else None
+        expect = dispatcher.expect if dispatcher else None
+        admission = Admission(settings, catalog, store, storage, inputs, loras, registry, metrics, workflow_edits, moderation, expect)
         training_store = TrainingStore(redis, ttl_s=settings.job_ttl_s, limits=limits)
         hub = HubAccess(settings.hf_endpoint, settings.hf_token)
         machines = TrainerMachines(redis)
@@ -205,10 +221,6 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         measured = build_metrics_app(gauges, lambda: dispatcher is None or dispatcher.is_ready)
         deliveries = DeliveryStore(redis)
         webhooks = Webhooks(settings, deliveries, storage, outside, metrics)
-        gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
-        dispatcher = (
-            Dispatcher(settings, session, store, feed, storage, registry, fleet, loras, metrics, moderation, gpu) if dispatch else None
-        )
         keys, usage = KeyStore(redis), Usage(redis)
         rates = Rates(redis)
         tokens = HubTokens(redis, settings.hf_endpoint, settings.hf_users, rates.take) if settings.auth == "hf" else None

@@ -41,6 +41,7 @@ LAYERS = {
     "gateway.datasets.preflight_rules": 1,
     "gateway.sigv4": 1,
     "gateway.workflow_errors": 2,
+    "gateway.plain_http": 1,
     "gateway.redis_client": 1,  # the one door to Redis, below all that keep something there
     "gateway.jobs.gathering": 2,
     "gateway.jobs.scripts": 2,

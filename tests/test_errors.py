@@ -27,6 +27,7 @@ from gateway.errors import (
     RedisUnavailable,
     StorageUnavailable,
 )
+from gateway.plain_http import PlainHttp
 from gateway.redis_client import translate_redis
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -135,17 +136,18 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def instance_that(answer: Answer) -> AsyncIterator[ComfyClient]:
-    """A client of a server that answers everything in one way."""
+    """A client, as a dispatcher has one, of a server that answers everything in one way."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
-    port = pick_free_port()
+    port, plain = pick_free_port(), PlainHttp()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         async with aiohttp.ClientSession() as session:
-            yield ComfyClient(f"http://127.0.0.1:{port}", session, timeout_s=0.3)
+            yield ComfyClient(f"http://127.0.0.1:{port}", session, timeout_s=0.3, plain=plain)
     finally:
+        plain.close()
         await runner.cleanup()
 
 
@@ -197,7 +199,7 @@ async def test_an_instance_that_breaks_off_is_unreachable(answer: Answer) -> Non
     async with instance_that(answer) as client:
         for name, error in (await collect(client)).items():
             assert isinstance(error, InstanceUnreachable), name
-            assert isinstance(error.__cause__, aiohttp.ClientError | TimeoutError), name
+            assert isinstance(error.__cause__, aiohttp.ClientError | OSError), name
 
 
 async def test_an_instance_that_is_not_there_is_unreachable() -> None:
@@ -217,6 +219,16 @@ async def test_an_instance_that_fails_inside_is_an_instance_error() -> None:
     assert all(isinstance(error, InstanceError) for name, error in errors.items() if name not in silent)
     assert isinstance(errors["view"], OutputMissing)
     assert not isinstance(errors["submit"], PromptRejected), "a 500 says nothing about the graph"
+
+
+async def test_an_answer_that_is_elsewhere_is_fetched_there() -> None:
+    async def send_on(request: web.Request) -> web.StreamResponse:
+        if request.path == "/else":
+            return web.Response(body=b"picture")
+        raise web.HTTPFound("/else")
+
+    async with instance_that(send_on) as client:
+        assert await client.view(OutputFile("a b&c.png", "f", "output")) == b"picture"
 
 
 async def test_an_instance_that_speaks_no_json_is_an_instance_error() -> None:

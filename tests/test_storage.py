@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
@@ -13,11 +14,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from gateway.errors import StorageUnavailable
+from gateway.plain_http import PlainHttp
 from gateway.settings import Settings
 from gateway.storage import Storage
 from local.child import pick_free_port
 from tests.conftest import S3Access
 
+WAYS = pytest.mark.parametrize("way", ["boto3", "aiohttp", "plain"])
 AWKWARD_KEYS = ["plain.png", "generations/gen_1/0.png", "naïve/日本 語.png", "a+b&c=d?e#f%20g.png", "'quoted' \"twice\".png"]
 
 
@@ -31,13 +34,23 @@ def settings_for(s3: S3Access, **fields: object) -> Settings:
     return Settings.model_validate(given | fields)
 
 
-@pytest.fixture
-async def storage(s3: S3Access) -> AsyncIterator[Storage]:
+@asynccontextmanager
+async def open_storage(settings: Settings, way: str) -> AsyncIterator[Storage]:
+    """A storage that puts small objects in one of its ways."""
+    plain = PlainHttp()
+    async with aiohttp.ClientSession() as session:
+        storage = Storage(settings, None if way == "boto3" else session, plain if way == "plain" else None)
+        yield storage
+        storage.close()
+        plain.close()
+
+
+@pytest.fixture(params=["boto3", "aiohttp", "plain"])
+async def storage(s3: S3Access, request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
     """A storage whose bucket is there."""
-    made = Storage(settings_for(s3))
-    await made.ensure_bucket()
-    yield made
-    made.close()
+    async with open_storage(settings_for(s3), request.param) as made:
+        await made.ensure_bucket()
+        yield made
 
 
 async def fetch(url: str) -> httpx.Response:
@@ -110,17 +123,17 @@ async def test_callers_are_sent_to_the_public_endpoint(s3: S3Access, storage: St
     assert (await fetch(url.replace("//localhost", "//127.0.0.1"))).status_code == 403
 
 
-async def test_the_bucket_is_made_once(s3: S3Access) -> None:
-    storage = Storage(settings_for(s3))
-    with pytest.raises(StorageUnavailable):
+@WAYS
+async def test_the_bucket_is_made_once(s3: S3Access, way: str) -> None:
+    async with open_storage(settings_for(s3), way) as storage:
+        with pytest.raises(StorageUnavailable):
+            await storage.check()
+        with pytest.raises(StorageUnavailable) as refused:
+            await storage.put("k", b"", "image/png")
+        assert refused.value.details["bucket"] == s3.bucket
+        await storage.ensure_bucket()
+        await storage.ensure_bucket()
         await storage.check()
-    with pytest.raises(StorageUnavailable) as refused:
-        await storage.put("k", b"", "image/png")
-    assert refused.value.details["bucket"] == s3.bucket
-    await storage.ensure_bucket()
-    await storage.ensure_bucket()
-    await storage.check()
-    storage.close()
 
 
 async def test_on_aws_there_is_no_endpoint_and_the_bucket_is_in_the_host() -> None:
@@ -129,22 +142,25 @@ async def test_on_aws_there_is_no_endpoint_and_the_bucket_is_in_the_host() -> No
     storage.close()
 
 
-async def test_an_endpoint_that_is_not_there_is_unavailable(s3: S3Access) -> None:
-    storage = Storage(settings_for(s3, s3_endpoint_url=f"http://127.0.0.1:{pick_free_port()}"))
-    for call in (storage.check(), storage.ensure_bucket(), storage.put("k", b"", "image/png"), storage.get("k"), storage.delete(["k"])):
+@WAYS
+async def test_an_endpoint_that_is_not_there_is_unavailable(s3: S3Access, way: str) -> None:
+    async with open_storage(settings_for(s3, s3_endpoint_url=f"http://127.0.0.1:{pick_free_port()}"), way) as storage:
+        for call in (storage.check(), storage.ensure_bucket(), storage.put("k", b"", "image/png"), storage.get("k"), storage.delete(["k"])):
+            with pytest.raises(StorageUnavailable) as refused:
+                await call
+            assert refused.value.status == 503
+            assert refused.value.hint
+            assert refused.value.__cause__ is not None
+
+
+@WAYS
+async def test_wrong_keys_are_unavailable(s3: S3Access, way: str) -> None:
+    async with open_storage(settings_for(s3), way) as owner:
+        await owner.ensure_bucket()
+    async with open_storage(settings_for(s3, aws_secret_access_key="wrong"), way) as stranger:
         with pytest.raises(StorageUnavailable) as refused:
-            await call
-        assert refused.value.status == 503
-        assert refused.value.hint
-        assert refused.value.__cause__ is not None
-    storage.close()
-
-
-async def test_wrong_keys_are_unavailable(s3: S3Access, storage: Storage) -> None:
-    stranger = Storage(settings_for(s3, aws_secret_access_key="wrong"))
-    with pytest.raises(StorageUnavailable):
-        await stranger.put("k", b"", "image/png")
-    stranger.close()
+            await stranger.put("k", b"", "image/png")
+        assert refused.value.details["s3_code"] == "SignatureDoesNotMatch"
 
 
 async def test_the_first_object_of_a_folder_goes_alone(s3: S3Access) -> None:

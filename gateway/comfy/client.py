@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Annotated, Any, NamedTuple, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter, ValidationError
 
 from gateway.comfy.messages import ErrorData
 from gateway.errors import InstanceError, InstanceUnreachable, OutputMissing, PromptRejected
+from gateway.plain_http import PlainHttp
 
 
 class OutputFile(NamedTuple):
@@ -138,10 +140,14 @@ class _Timing(BaseModel):
 class ComfyClient:
     """One instance's HTTP side. Raises InstanceUnreachable when nothing usable came back."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, *, timeout_s: float = 10.0) -> None:
-        """`timeout_s` bounds every answer but a picture, which may take ten times as long while it does not pause."""
+    def __init__(self, url: str, session: aiohttp.ClientSession, *, timeout_s: float = 10.0, plain: PlainHttp | None = None) -> None:
+        """`timeout_s` bounds every answer but a picture, which may take ten times as long while it does not pause.
+
+        With `plain` the two requests that every job makes go that way, where the URL permits.
+        """
         self.url = url
-        self._session = session
+        self._session, self._plain = session, plain.host(url) if plain else None
+        self._timeout_s, self._folder = timeout_s, urlsplit(url).path
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=5)
         self._picture_timeout = aiohttp.ClientTimeout(total=timeout_s * 10, connect=5, sock_read=timeout_s)
 
@@ -150,7 +156,25 @@ class ComfyClient:
             async with self._session.request(method, self.url + path, timeout=timeout or self._timeout, **kwargs) as response:
                 return response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise InstanceUnreachable(f"{self.url} did not answer {method} {path}: {error or type(error).__name__}") from error
+            raise self._unreachable(method, path, error) from error
+
+    def _unreachable(self, method: str, path: str, error: Exception) -> InstanceUnreachable:
+        return InstanceUnreachable(f"{self.url} did not answer {method} {path.partition('?')[0]}: {error or type(error).__name__}")
+
+    async def _ask_plainly(self, method: str, path: str, body: bytes = b"", *, silence_s: float | None = None) -> tuple[int, bytes]:
+        """The same without aiohttp, unless the answer is somewhere else. Bodies are JSON; with `silence_s` ten times as long may pass."""
+        headers, timeout_s = {"Content-Type": "application/json"} if body else None, self._timeout_s * (10 if silence_s else 1)
+        if self._plain is not None:
+            try:
+                answer = await self._plain.request(
+                    method, self._folder + path, headers=headers, body=body, timeout_s=timeout_s, silence_s=silence_s
+                )
+            except (TimeoutError, OSError) as error:
+                raise self._unreachable(method, path, error) from error
+            if not answer.is_redirect:
+                return answer
+        timeout = self._picture_timeout if silence_s else self._timeout
+        return await self._request(method, path, timeout, data=body or None, headers=headers)
 
     async def _read(self, path: str, shape: TypeAdapter[T]) -> T:
         """What lies there. A proxy may answer 200 with a page of its own or with nothing: that is an InstanceError as well."""
@@ -165,7 +189,7 @@ class ComfyClient:
     async def submit(self, prompt_id: str, client_id: str, graph: bytes) -> None:
         """Queue a graph (JSON) under our own id. A 200 that reports node errors dropped a branch, so it is a rejection too."""
         body = b'{"prompt_id":"%s","client_id":"%s","prompt":%s}' % (prompt_id.encode(), client_id.encode(), graph)
-        status, raw = await self._request("POST", "/prompt", data=body, headers={"Content-Type": "application/json"})
+        status, raw = await self._ask_plainly("POST", "/prompt", body)
         try:
             answer = _PromptAnswer.model_validate_json(raw)
         except ValidationError as error:
@@ -191,8 +215,8 @@ class ComfyClient:
 
     async def view(self, file: OutputFile, *, companion: bool = False) -> bytes:
         """The bytes of a saved picture. The companion extension's route waits for a picture that is still being written."""
-        path = "/fluxgate/view" if companion else "/view"
-        status, body = await self._request("GET", path, self._picture_timeout, params=file.place())
+        path = f"{'/fluxgate/view' if companion else '/view'}?{urlencode(file.place(), quote_via=quote)}"
+        status, body = await self._ask_plainly("GET", path, silence_s=self._timeout_s)
         if status != 200:
             raise OutputMissing(f"{self.url} announced {file.filename!r} but answers {status} for it")
         return body

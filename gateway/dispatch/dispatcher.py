@@ -12,18 +12,19 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import aiohttp
 from pydantic import ValidationError
 
 from gateway.dispatch.audience import Audience
 from gateway.dispatch.execution import Execution, LeaseLost
-from gateway.dispatch.fleet import LOOK_AHEAD, Candidate, choose, date_line
+from gateway.dispatch.fleet import LOOK_AHEAD, Candidate, Placement, choose, date_line
 from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Held, Instance
 from gateway.dispatch.lora_disk import LoraDisk
-from gateway.dispatch.pace import measure, name_work
 from gateway.dispatch.roster import Roster
+from gateway.dispatch.tally import Tally
 from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.gpu import GpuLease
 from gateway.instances import FleetRegistry, InstanceRegistry
@@ -33,7 +34,7 @@ from gateway.jobs.records import Claim
 from gateway.jobs.store import JobStore
 from gateway.loras.registry import LoraRegistry
 from gateway.moderation import Moderation
-from gateway.pricing import Measurement
+from gateway.plain_http import PlainHttp
 from gateway.reuse import reuse_result
 from gateway.settings import Settings
 from gateway.storage import Storage
@@ -63,13 +64,14 @@ class Dispatcher:
         metrics: Metrics,
         moderation: Moderation,
         gpu: GpuLease | None = None,
+        plain: PlainHttp | None = None,
     ) -> None:
         self._settings, self._store, self._metrics = settings, store, metrics
         self._ingest = Ingest(storage, moderation, tries=settings.upload_tries)
         self._storage = storage
         self._executions: dict[str, Execution] = {}
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
-        self._measured: dict[tuple[str, str], list[Measurement]] = {}
+        self._tally = Tally(metrics)
         self._lora_disk = (
             LoraDisk(settings.lora_dir, storage, settings.lora_dir_max_bytes, settings.lora_dir_min_free_bytes)
             if settings.lora_dir
@@ -81,10 +83,12 @@ class Dispatcher:
         self._line_due = 0.0
         self._line_is_cut = False  # more wait than were seen
         self._claiming: set[str] = set()  # placed, and perhaps still in Redis's line
+        self._expected: set[str] = set()  # placed before they were made: that they were is no news
+        self._group: asyncio.TaskGroup | None = None
         self._audience = Audience()
         self._wake = asyncio.Event()
         self._stopping, self._ended = False, asyncio.Event()
-        self._roster = Roster(settings, session, store, registry, fleet, loras, gpu, self._wake)
+        self._roster = Roster(settings, session, store, registry, fleet, loras, gpu, self._wake, plain)
         self._instances = self._roster.instances
         feed.observe(self._observe)
 
@@ -93,11 +97,13 @@ class Dispatcher:
     async def run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
+                self._group = group
                 group.create_task(self._roster.follow(group))
                 group.create_task(self._keep_leases(group))
                 group.create_task(self._place_for_ever(group))
                 group.create_task(self._roster.bring_loras(self._lora_disk, self._list_loras_in_use))
         finally:
+            self._stopping = True
             await self._give_leases_back()
 
     async def drain(self, timeout_s: float) -> None:
@@ -150,8 +156,7 @@ class Dispatcher:
                     log.warning("lease taken over", extra={"job_id": claim.id, "instance": claim.job.instance})
                     self._start(group, claim, resumed=True)
                 await self._expire_overdue()
-                measured, self._measured = self._measured, {}
-                await self._store.record_measurements(measured)
+                await self._store.record_measurements(self._tally.take_measured())
             except RedisUnavailable as error:
                 log.warning("leases wait for Redis", extra={"error": error.message})
             await asyncio.sleep(self._settings.lease_s / 3)
@@ -187,18 +192,40 @@ class Dispatcher:
         """Place until no free slot or no job that fits is left. Claims go out side by side: the next choice does not wait for them."""
         while not self._stopping and any(instance.may_take_more for instance in self._instances.values()):
             waiting = await self._look_ahead()
-            placement = choose(waiting, [instance.view() for instance in self._instances.values()], now_ms())
+            placement = self._choose(waiting)
             if placement is None:
                 if not self._line_is_cut or len(self._line) >= LOOK_AHEAD:
                     return
                 # Of those that were seen some are placed: as many more are looked at.
                 self._line_due = 0.0
                 continue
-            instance, candidate = self._instances[placement.instance], self._candidates.pop(placement.job_id)
             self._line.remove(placement.job_id)
-            slots = instance.place(candidate)
-            self._claiming.add(candidate.job_id)
-            group.create_task(self._claim(group, instance, candidate, slots, placement.warm))
+            self._place(group, placement, self._candidates.pop(placement.job_id))
+
+    def expect(self, job: Job) -> None:
+        """A job that this process makes in this moment. While nobody waits and a warm slot is free, its claim follows at its heels.
+
+        Both go down the same line to Redis. A job that was not made, or not put in line, is simply not there to be claimed.
+        """
+        if self._group is not None and not (self._stopping or self._line or self._line_is_cut):
+            self._group.create_task(self._place_expected(self._group, job))
+
+    async def _place_expected(self, group: asyncio.TaskGroup, job: Job) -> None:
+        await asyncio.sleep(0)  # its making is on its way by then, and Redis busy with it
+        candidate = Candidate.of(job)
+        placement = self._choose([candidate])
+        if placement is not None and placement.warm and not self._line:
+            self._expected.add(job.id)
+            self._place(group, placement, candidate)
+
+    def _choose(self, candidates: list[Candidate]) -> Placement | None:
+        return choose(candidates, [instance.view() for instance in self._instances.values()], now_ms())
+
+    def _place(self, group: asyncio.TaskGroup, placement: Placement, candidate: Candidate) -> None:
+        instance = self._instances[placement.instance]
+        slots = instance.place(candidate)
+        self._claiming.add(candidate.job_id)
+        group.create_task(self._claim(group, instance, candidate, slots, placement.warm))
 
     async def _claim(self, group: asyncio.TaskGroup, instance: Instance, candidate: Candidate, slots: int, warm: bool) -> None:
         """Make the placement true in Redis, where it is decided who has the job; then carry it out."""
@@ -222,6 +249,7 @@ class Dispatcher:
             self._claiming.discard(candidate.job_id)
         if claim is None:
             # Another dispatcher was quicker, or has the slot: look again at what is left.
+            self._expected.discard(candidate.job_id)
             instance.held.pop(candidate.job_id, None)
             self._ended.set()
             self._line_due = 0.0
@@ -261,20 +289,8 @@ class Dispatcher:
         return dated
 
     def _remember(self, job: Job) -> None:
-        spec, known = job.spec, self._candidates.get(job.id)
-        self._candidates[job.id] = Candidate(
-            job_id=job.id,
-            base_model=spec.base_model,
-            lora_files=frozenset(lora.file for lora in spec.loras),
-            needs=spec.needs,
-            work=name_work(spec),
-            created_ms=spec.created_ms,
-            avoid=frozenset(job.avoid),
-            pinned=spec.pinned,
-            priority=spec.priority,
-            seen_ms=known.seen_ms if known else None,
-            first_ms=known.first_ms if known else None,
-        )
+        candidate, known = Candidate.of(job), self._candidates.get(job.id)
+        self._candidates[job.id] = replace(candidate, seen_ms=known.seen_ms, first_ms=known.first_ms) if known else candidate
         while len(self._candidates) > REMEMBERED:
             self._candidates.popitem(last=False)
 
@@ -302,6 +318,9 @@ class Dispatcher:
         if kind != EventKind.STATUS:
             return
         if status == JobStatus.QUEUED:
+            if job_id in self._expected:
+                self._expected.discard(job_id)
+                return
             try:
                 self._join_line(Job.model_validate_json(data))
             except ValidationError:
@@ -312,6 +331,7 @@ class Dispatcher:
                 self._executions[job_id].cancel()
         elif status in TERMINAL:
             self._audience.forget(job_id)
+            self._expected.discard(job_id)
             self._candidates.pop(job_id, None)
             if job_id in self._line:
                 self._line.remove(job_id)
@@ -357,7 +377,7 @@ class Dispatcher:
             try:
                 if not await self._answer_from_cache(execution):
                     await execution.run(resumed=resumed)
-                self._count(execution.job)
+                self._tally.count(execution.job)
             except asyncio.CancelledError:
                 self._interrupted.append(execution.claim)
                 raise
@@ -379,22 +399,3 @@ class Dispatcher:
             await self._store.requeue(claim)
         except RedisUnavailable as error:
             log.warning("requeue waits for the lease to run out", extra={"error": error.message})
-
-    def _count(self, job: Job) -> None:
-        if not job.is_terminal:
-            return
-        self._metrics.jobs.labels(job.spec.workflow, job.status, job.error.code if job.error else "").inc()
-        if job.cached:
-            self._metrics.cached.inc()
-        elif job.warm is not None:
-            self._metrics.warm.labels(str(job.warm).lower()).inc()
-        metrics = job.metrics
-        if metrics.queue_ms is not None:
-            self._metrics.queue_s.observe(metrics.queue_ms / 1000)
-        if metrics.execution_ms is not None:
-            self._measured.setdefault((job.spec.workflow, job.spec.base_model), []).append(measure(job, metrics.execution_ms))
-            self._metrics.busy_s.labels(job.instance or "").inc(metrics.execution_ms / 1000)
-            self._metrics.execution_s.labels(job.spec.workflow).observe(metrics.execution_ms / 1000)
-        if metrics.upload_ms is not None:
-            self._metrics.upload_s.observe(metrics.upload_ms / 1000)
-        log.info("job ended", extra={"status": job.status, "instance": job.instance, "attempts": job.attempts, **metrics.model_dump()})

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from comfy_workflows.graph import find_sinks
 from gateway.comfy.client import HistoryEntry, OutputFile
 from gateway.comfy.companion import save_in_background
-from gateway.comfy.messages import ErrorData, ExecutionError, ExecutionStart, Message, Preview
+from gateway.comfy.messages import ErrorData, Executed, ExecutedData, ExecutionError, ExecutionStart, Message, Preview
 from gateway.dispatch.faults import describe_node_error, describe_rejection
-from gateway.dispatch.ingest import Ingest
+from gateway.dispatch.ingest import Early, Ingest
 from gateway.dispatch.instance import Instance
 from gateway.dispatch.progress import ProgressTracker
 from gateway.dispatch.prompt import DeadlinePassed, GoneFromInstance, Prompt
@@ -83,6 +83,7 @@ class Execution:
         self._wake_flush = asyncio.Event()
         self._writing = asyncio.Lock()
         self._written: Job | None = None  # the record as of the last write; only progress changes more often
+        self._early: dict[OutputFile, Early] = {}  # pictures that are fetched before the prompt's end
         self._node_error: ErrorData | None = None
         self._preview_due = 0.0
 
@@ -108,6 +109,8 @@ class Execution:
             else:
                 await self._run(resumed)
         finally:
+            for fetching in self._early.values():
+                fetching.cancel()
             self.free_slot()
 
     def free_slot(self) -> None:
@@ -178,6 +181,8 @@ class Execution:
             self._start()
         elif isinstance(message, ExecutionError):
             self._node_error = message.data
+        elif isinstance(message, Executed):
+            self._fetch_early(message.data)
         progress = self._tracker.apply(message, now_ms())
         if progress is not None:
             self._queue_event((EventKind.PROGRESS, "", progress.model_dump_json()))
@@ -188,6 +193,13 @@ class Execution:
             metrics = self.job.metrics.model_copy(update={"queue_ms": started - self.job.spec.created_ms})
             self.job = self.job.model_copy(update={"status": JobStatus.RUNNING, "started_ms": started, "metrics": metrics})
             self._queue_event(status_event(self.job))
+
+    def _fetch_early(self, said: ExecutedData) -> None:
+        """A node's pictures are whole when it tells of them, a little before the prompt's end. They count when the prompt succeeds."""
+        for file in self._files(HistoryEntry.heard({said.node: said.output or {}})):
+            if file not in self._early:
+                client, spec = self._instance.client, self.job.spec
+                self._early[file] = self._ingest.fetch_early(client, spec, file, companion=self._companion)
 
     def _show_preview(self, preview: Preview) -> None:
         # A whole picture sent as a frame is no preview: the live feed is bounded by count, not by size.
@@ -270,7 +282,7 @@ class Execution:
             message = "The instance says that the prompt failed, and not why."
             await self._fail(JobError(code="prompt_failed", message=message, hint="The instance's own log may tell more."))
         else:
-            # Fetching and storing begin at once, beside the write that frees the slot.
+            # Storing begins at once, beside the write that frees the slot.
             storing = asyncio.create_task(self._store_outputs(entry))
             try:
                 await self._leave_instance()
@@ -316,7 +328,8 @@ class Execution:
     async def _store_outputs(self, entry: HistoryEntry) -> tuple[Output, ...] | JobError:
         """The stored pictures, or why there are none."""
         try:
-            outputs = await self._ingest.store(self._instance.client, self.job.spec, self._files(entry), companion=self._companion)
+            files, client = self._files(entry), self._instance.client
+            outputs = await self._ingest.store(client, self.job.spec, files, self._early, companion=self._companion)
         except (Moderated, ModerationUnavailable) as error:
             return JobError(code=error.code, message=error.message, hint=error.hint, details=error.details)
         except Unavailable as error:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
+from gateway.dispatch.pace import name_work
 from gateway.instances import Catalog
-from gateway.jobs.model import Needs
+from gateway.jobs.model import Job, Needs
 
 # Candidates that are looked at. When there are as many, more may wait behind them.
 LOOK_AHEAD = 32
@@ -40,6 +41,22 @@ class Candidate:
     priority: str = "normal"
     pinned: str | None = None  # the only instance it may go to
     work: str = ""  # kind of work, for how long it takes; placement does not look at it
+
+    @classmethod
+    def of(cls, job: Job) -> Candidate:
+        """A job that was not seen in line before."""
+        spec = job.spec
+        return cls(
+            job_id=job.id,
+            base_model=spec.base_model,
+            lora_files=frozenset(lora.file for lora in spec.loras),
+            needs=spec.needs,
+            work=name_work(spec),
+            created_ms=spec.created_ms,
+            avoid=frozenset(job.avoid),
+            pinned=spec.pinned,
+            priority=spec.priority,
+        )
 
     @property
     def waiting_since_ms(self) -> int:

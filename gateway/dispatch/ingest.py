@@ -10,11 +10,11 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from mimetypes import guess_type
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from PIL import Image
 
@@ -43,6 +43,9 @@ class Picture:
     extension: str
     width: int | None
     height: int | None
+
+
+Early: TypeAlias = asyncio.Task[Picture | None]
 
 
 def convert(body: bytes, name: str, output_format: str, quality: int) -> Picture:
@@ -109,33 +112,53 @@ class Ingest:
             except InstanceError as error:
                 log.warning("input not removed", extra={"file": given.file, "error": error.message})
 
-    async def store(self, client: ComfyClient, spec: JobSpec, files: list[OutputFile], *, companion: bool = False) -> tuple[Output, ...]:
+    def fetch_early(self, client: ComfyClient, spec: JobSpec, file: OutputFile, *, companion: bool) -> Early:
+        """Begin to fetch a picture whose prompt has not ended yet. What goes wrong with it is tried again when it has."""
+
+        async def fetch() -> Picture | None:
+            async with self._turn:
+                try:
+                    return await self._fetch(client, spec, file, companion)
+                except Unavailable as error:
+                    log.info("picture not fetched early", extra={"error": error.message})
+                    return None
+
+        return asyncio.create_task(fetch())
+
+    async def store(
+        self, client: ComfyClient, spec: JobSpec, files: list[OutputFile], early: Mapping[OutputFile, Early], *, companion: bool = False
+    ) -> tuple[Output, ...]:
         """Every picture of a job, in order. Raises the last error when one cannot be stored: never a URL to nothing.
 
         Where pictures are judged none of a job is stored before all were. Raises Moderated.
         """
         judged: list[Picture] | list[None] = [None] * len(files)
         if self.moderation.judges_pictures:
-            judged = await _gather(self._judge_one(client, spec, file, companion) for file in files)
-        pairs = enumerate(zip(files, judged, strict=True))
-        return tuple(await _gather(self._store_one(client, spec, index, file, companion, known) for index, (file, known) in pairs))
+            judged = await _gather(self._judge_one(client, spec, file, early.get(file), companion) for file in files)
+        stores = (
+            self._store_one(client, spec, index, file, early.get(file), companion, known)
+            for index, (file, known) in enumerate(zip(files, judged, strict=True))
+        )
+        return tuple(await _gather(stores))
 
-    async def _judge_one(self, client: ComfyClient, spec: JobSpec, file: OutputFile, companion: bool) -> Picture:
+    async def _judge_one(self, client: ComfyClient, spec: JobSpec, file: OutputFile, early: Early | None, companion: bool) -> Picture:
+        fetched = await early if early else None
         async with self._turn:
-            picture = await self._retry(lambda: self._fetch(client, spec, file, companion))
+            picture = fetched if fetched else await self._retry(partial(self._fetch, client, spec, file, companion))
         # A slow judge holds up nobody's picture but this job's.
         async with self._judging:
             await self.moderation.require_picture(picture.body, _type_of(picture.extension), spec)
         return picture
 
     async def _store_one(
-        self, client: ComfyClient, spec: JobSpec, index: int, file: OutputFile, companion: bool, judged: Picture | None
+        self, client: ComfyClient, spec: JobSpec, index: int, file: OutputFile, early: Early | None, companion: bool, judged: Picture | None
     ) -> Output:
+        known = judged if judged or early is None else await early
         async with self._turn:
-            picture = await self._retry(lambda: self._fetch(client, spec, file, companion)) if judged is None else judged
+            picture = known if known else await self._retry(partial(self._fetch, client, spec, file, companion))
             key = f"generations/{spec.id}/{index}.{picture.extension}"
             content_type = _type_of(picture.extension)
-            await self._retry(lambda: self._storage.put(key, picture.body, content_type))
+            await self._retry(partial(self._storage.put, key, picture.body, content_type))
         return Output(
             index=index,
             key=key,

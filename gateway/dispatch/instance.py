@@ -22,6 +22,7 @@ from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, count_ke
 from gateway.jobs.model import Machine, now_ms
 from gateway.jobs.records import Load
 from gateway.loras.registry import Lora, LoraRegistry, describe_lora
+from gateway.plain_http import PlainHttp
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Instance:
         quick_slots: int = 0,
         lost_s: float = 30.0,
         shared_gpu: str | None = None,
+        plain: PlainHttp | None = None,
     ) -> None:
         """`slots` prompts are kept there; up to `quick_slots` while they are so short that it would run dry before the next one came.
 
@@ -57,7 +59,7 @@ class Instance:
         self.slots = slots
         self._quick_slots = quick_slots
         self._pace = Pace()
-        self.client = ComfyClient(url, session, timeout_s=lost_s / 3)
+        self.client = ComfyClient(url, session, timeout_s=lost_s / 3, plain=plain)
         self.socket = InstanceSocket(url, session)
         self.catalog: Catalog | None = None
         self.breaker = Breaker()

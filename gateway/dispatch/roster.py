@@ -17,6 +17,7 @@ from gateway.instances import FleetRegistry, InstanceRegistry, Member, instance_
 from gateway.jobs.model import now_ms
 from gateway.jobs.store import JobStore
 from gateway.loras.registry import LoraRegistry
+from gateway.plain_http import PlainHttp
 from gateway.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,10 @@ class Roster:
         loras: LoraRegistry,
         gpu: GpuLease | None,
         wake: asyncio.Event,
+        plain: PlainHttp | None = None,
     ) -> None:
         self._settings, self._session, self._store = settings, session, store
-        self._registry, self._fleet, self._loras, self._gpu, self._wake = registry, fleet, loras, gpu, wake
+        self._registry, self._fleet, self._loras, self._gpu, self._wake, self._plain = registry, fleet, loras, gpu, wake, plain
         self.instances: dict[str, Instance] = {}
         self.known = asyncio.Event()
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
@@ -124,6 +126,7 @@ class Roster:
                     told.slots_per_instance,
                     told.quick_slots_per_instance,
                     lost_s=told.instance_lost_s,
+                    plain=self._plain,
                     shared_gpu=told.shared_gpu if member.url in told.shared_gpu_urls or not told.shared_gpu_urls else None,
                 )
                 self.instances[name] = instance

@@ -206,7 +206,7 @@ class JobSpec(_Part):
     seed: int
     loras: tuple[LoraUse, ...] = ()
     inputs: tuple[JobInput, ...] = ()
-    needs: Needs = Needs()
+    needs: Needs = Field(default_factory=Needs)
     priority: Priority = "normal"
     metadata: dict[str, Any] = Field(default_factory=dict)
     webhook: Webhook | None = None
@@ -228,10 +228,10 @@ class Job(_Part):
     spec: JobSpec
     status: JobStatus = JobStatus.QUEUED
     revision: int = 0
-    progress: Progress = Progress()
+    progress: Progress = Field(default_factory=Progress)  # pydantic copies a default value, for 12 us
     outputs: tuple[Output, ...] = ()
     error: JobError | None = None
-    metrics: Metrics = Metrics()
+    metrics: Metrics = Field(default_factory=Metrics)
     instance: str | None = None
     made_on: Machine | None = None
     prompt_id: str | None = None

@@ -19,26 +19,28 @@ from gateway.runtime import Runtime as RuntimeState
 
 # Coroutines, although none waits: the framework would call plain functions in a thread, half a millisecond each time.
 # They ask for the connection, which is a request or a WebSocket.
-async def _runtime(connection: HTTPConnection) -> RuntimeState:
+async def read_runtime(connection: HTTPConnection) -> RuntimeState:
     runtime: RuntimeState = connection.app.state.runtime
     return runtime
 
 
-async def _caller(connection: HTTPConnection) -> Caller:
+async def read_caller(connection: HTTPConnection) -> Caller:
     runtime: RuntimeState = connection.app.state.runtime
     caller = await runtime.doorkeeper.admit(connection.headers.get("authorization"))
     connection.state.caller = caller.id
     return caller
 
 
-async def _base_url(connection: HTTPConnection) -> str:
+async def read_base_url(connection: HTTPConnection) -> str:
     runtime: RuntimeState = connection.app.state.runtime
     own = str(connection.base_url)
     # A WebSocket's begins with ws, a request's with http.
     return (runtime.settings.public_url or (own if own.startswith("http") else own.replace("ws", "http", 1))).rstrip("/")
 
 
-async def _comfy(base_url: Annotated[str, Depends(_base_url)], runtime: Annotated[RuntimeState, Depends(_runtime)]) -> ComfyPresenter:
+async def _comfy(
+    base_url: Annotated[str, Depends(read_base_url)], runtime: Annotated[RuntimeState, Depends(read_runtime)]
+) -> ComfyPresenter:
     settings = runtime.settings
     return ComfyPresenter(runtime.storage, settings.url_ttl_s, settings.job_ttl_s, urlsplit(base_url).path.rstrip("/"))
 
@@ -46,7 +48,7 @@ async def _comfy(base_url: Annotated[str, Depends(_base_url)], runtime: Annotate
 class AnyKey:
     """Whoever has a key, whatever it may do."""
 
-    async def __call__(self, caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    async def __call__(self, caller: Annotated[Caller, Depends(read_caller)]) -> Caller:
         return caller
 
 
@@ -64,7 +66,7 @@ class ScopeOrTicket:
     ) -> Caller:
         runtime: RuntimeState = connection.app.state.runtime
         if ticket is None:
-            return await RequireScope(self.scope)(await _caller(connection))
+            return await RequireScope(self.scope)(await read_caller(connection))
         given = await runtime.tickets.read(ticket, job_id)
         if given.key is not None and not runtime.doorkeeper.is_good(given.key):
             raise Unauthorized("The key that this ticket was got with is refused by now.")
@@ -78,7 +80,7 @@ class RequireScope:
     def __init__(self, scope: str) -> None:
         self.scope = scope
 
-    async def __call__(self, caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    async def __call__(self, caller: Annotated[Caller, Depends(read_caller)]) -> Caller:
         if not caller.may(self.scope):
             details = {"allowed": self.scope, "value": sorted(caller.scopes)}
             raise Forbidden(f"This needs a key with the scope `{self.scope}`.", code="scope_missing", details=details)
@@ -89,7 +91,7 @@ async def _full_report(
     connection: HTTPConnection, full: Annotated[bool, Query(description="Look at everything; for admins.")] = False
 ) -> bool:
     if full:
-        await RequireScope("admin")(await _caller(connection))
+        await RequireScope("admin")(await read_caller(connection))
     return full
 
 
@@ -104,7 +106,7 @@ async def _is_operator(connection: HTTPConnection) -> bool:
         return False
 
 
-Runtime = Annotated[RuntimeState, Depends(_runtime)]
+Runtime = Annotated[RuntimeState, Depends(read_runtime)]
 # Every route asks for one of these, or stands on the list of public ones in the house's tests.
 AnyCaller = Annotated[Caller, Depends(AnyKey())]
 CurrentCaller = Annotated[Caller, Depends(RequireScope("generate"))]
@@ -116,7 +118,7 @@ Admin = Annotated[Caller, Depends(RequireScope("admin"))]
 FullReport = Annotated[bool, Depends(_full_report)]
 # Whether the answer may name what only operators know. For routes that anybody may ask.
 IsOperator = Annotated[bool, Depends(_is_operator)]
-BaseUrl = Annotated[str, Depends(_base_url)]
+BaseUrl = Annotated[str, Depends(read_base_url)]
 Comfy = Annotated[ComfyPresenter, Depends(_comfy)]
 IdempotencyHeader = Annotated[
     str | None, Header(alias="Idempotency-Key", description="The same key and body again run nothing and get the first answer.")

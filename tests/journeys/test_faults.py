@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -108,6 +109,29 @@ async def test_a_picture_that_comes_badly_is_fetched_again(bench: Bench, name: s
     assert rule.used == times
     await bench.check_picture(done)
     assert (done.attempts, await bench.count_runs(done)) == (1, 1)
+
+
+async def test_a_picture_is_fetched_when_its_node_tells_of_it_and_counts_when_the_prompt_succeeds(bench: Bench) -> None:
+    may_answer = asyncio.Event()
+
+    async def hold(request: Any, forward: faults.Forward) -> Any:
+        await may_answer.wait()
+        return (await forward()).respond()
+
+    views = bench.proxy.add("GET", "/view", faults.delay(0), times=None)
+    bench.proxy.relay = faults.lose_kinds("execution_success")
+    bench.proxy.add("GET", "/history", hold, times=None)
+    job = await bench.submit()
+
+    async def is_fetched() -> bool:
+        return views.used == 1
+
+    await wait_until(is_fetched)
+    assert not (await bench.load(job)).is_terminal
+    may_answer.set()
+    done = await bench.wait(job)
+    await bench.check_picture(done)
+    assert views.used == 1
 
 
 # -- requests go wrong for good ----------------------------------------------------------------------------------

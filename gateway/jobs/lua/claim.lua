@@ -8,7 +8,9 @@ local source = facts[5] and facts[6] == '1' and redis.call('GET', 'fluxgate:cach
 if facts[4] == ARGV[4] then return {1, redis.call('HGETALL', key), redis.call('GET', 'fluxgate:graph:' .. id), source} end
 if facts[1] ~= 'queued' or facts[4] then return {0} end
 if redis.call('SCARD', slots_key(instance)) >= tonumber(ARGV[6]) then return {-1} end
-if dequeue(id, facts[2], facts[3]) == 0 then return {0} end
+-- A job that follows its twin does not stand in line, but keeps its time to wait.
+if not redis.call('ZSCORE', 'fluxgate:queued', id) then return {0} end
+dequeue(id, facts[2], facts[3])
 local turn = redis.call('INCR', 'fluxgate:turn')
 redis.call('ZADD', callers_key(facts[2]), 'XX', turn, facts[3])
 redis.call('HSET', key, 'lease', ARGV[4], 'instance', instance, 'prompt_id', ARGV[7])
