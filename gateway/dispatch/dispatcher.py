@@ -71,7 +71,6 @@ class Dispatcher:
         self._storage = storage
         self._executions: dict[str, Execution] = {}
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
-        self._tally = Tally(metrics)
         self._lora_disk = (
             LoraDisk(settings.lora_dir, storage, settings.lora_dir_max_bytes, settings.lora_dir_min_free_bytes)
             if settings.lora_dir
@@ -85,7 +84,7 @@ class Dispatcher:
         self._claiming: set[str] = set()  # placed, and perhaps still in Redis's line
         self._expected: set[str] = set()  # placed before they were made: that they were is no news
         self._group: asyncio.TaskGroup | None = None
-        self._audience = Audience()
+        self._audience, self._tally = Audience(), Tally(metrics)
         self._wake = asyncio.Event()
         self._stopping, self._ended = False, asyncio.Event()
         self._roster = Roster(settings, session, store, registry, fleet, loras, gpu, self._wake, plain)
@@ -213,8 +212,7 @@ class Dispatcher:
     async def _place_expected(self, group: asyncio.TaskGroup, job: Job) -> None:
         await asyncio.sleep(0)  # its making is on its way by then, and Redis busy with it
         candidate = Candidate.of(job)
-        placement = self._choose([candidate])
-        if placement is not None and placement.warm and not self._line:
+        if (placement := self._choose([candidate])) is not None and placement.warm and not self._line:
             self._expected.add(job.id)
             self._place(group, placement, candidate)
 
