@@ -12,6 +12,7 @@ import yaml
 
 from docs.generate import read_openapi
 from gateway.gauges import StateGauges, build_metrics_app
+from gateway.models.command import _parse as parse_models_command
 from gateway.settings import Settings
 from gateway.telemetry import Metrics
 from tests.docker_files import DOCKER, find_program, list_containers, list_manifests, read_dockerfile, read_versions
@@ -19,6 +20,7 @@ from tests.docker_files import DOCKER, find_program, list_containers, list_manif
 K8S = DOCKER / "k8s"
 OVERLAYS = ("dev", "gpu", "public")
 BASE = list_manifests("base")
+BASE_TAGS = {image["name"]: image["newTag"] for image in yaml.safe_load((K8S / "base" / "kustomization.yaml").read_text())["images"]}
 SETTING_NAMES = {name.upper() for name in Settings.model_fields}
 OURS = ("gateway", "dispatcher", "trainer")
 
@@ -61,8 +63,7 @@ def test_what_the_manifests_set_are_settings() -> None:
 
 def test_versions_are_those_of_the_images() -> None:
     versions = read_versions()
-    tags = {image["name"]: image["newTag"] for image in yaml.safe_load((K8S / "base" / "kustomization.yaml").read_text())["images"]}
-    assert tags["fluxgate/comfyui"] == versions["COMFYUI_VERSION"]
+    assert BASE_TAGS["fluxgate/comfyui"] == versions["COMFYUI_VERSION"]
     stores = {container["image"] for thing in list_manifests("overlays/dev") for container in list_containers(thing)}
     # The cluster on a laptop goes by tag, also where the versions are pinned by digest.
     assert stores == {versions[name].partition("@")[0] for name in ("VALKEY_IMAGE", "MINIO_IMAGE")}
@@ -132,6 +133,21 @@ def test_a_pod_that_goes_first_finishes_what_runs() -> None:
     assert {"name": "DISPATCHER", "value": "off"} in get_containers()["gateway"]["env"]
 
 
+def test_the_base_model_comes_by_the_gateways_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = yaml.safe_load_all((K8S / "models-job.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == f"fluxgate/gateway:{BASE_TAGS['fluxgate/gateway']}"
+    program, arguments = container["command"][:4], container["command"][4:]
+    assert program == ["python", "-m", "gateway", "models"]
+    assert parse_models_command(arguments).names == [find("ConfigMap", "settings")["data"]["DEFAULT_BASE_MODEL"]]
+    assert {variable["name"] for variable in container["env"]} <= SETTING_NAMES | {"HF_HOME"}
+    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert claims == [find("PersistentVolumeClaim", "models")["metadata"]["name"]]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"] == get_containers()["gateway"]["securityContext"]
+
+
 def test_scaling_goes_by_metrics_that_are_exported() -> None:
     (scaled,) = (thing for thing in list_manifests("overlays/gpu") if thing["kind"] == "ScaledObject")
     assert scaled["spec"]["scaleTargetRef"]["name"] == find("Deployment", "instance")["metadata"]["name"]
@@ -173,6 +189,7 @@ def test_the_schemas_take_it(overlay: str, tmp_path: Path) -> None:
         pytest.skip("no kubernetes-validate here: make images-check installs it")
     # KEDA's own kinds are not among the built-in ones.
     things = [thing for thing in yaml.safe_load_all(render(overlay)) if thing and "keda.sh" not in thing["apiVersion"]]
+    things += yaml.safe_load_all((K8S / "models-job.yaml").read_text())
     file = tmp_path / "all.yaml"
     file.write_text(yaml.safe_dump_all(things))
     said = subprocess.run([validate, "--strict", "--quiet", str(file)], capture_output=True, text=True, check=False)
