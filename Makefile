@@ -24,7 +24,7 @@ run: $(VENV)/.local-ready
 	@exec $(BIN)/python -m local.up
 
 # Side by side, a file at a time: most of a test is waiting for real servers.
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 test: $(VENV)/.dev-ready
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 

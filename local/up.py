@@ -225,10 +225,20 @@ def running(children: list[Child]) -> Iterator[None]:
         raise
     finally:
         # A second Ctrl-C must not leave half of them behind; every stop has its own deadline.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        for child in reversed(started):
-            child.stop()
+        with deaf_to(signal.SIGINT, signal.SIGTERM):
+            for child in reversed(started):
+                child.stop()
+
+
+@contextmanager
+def deaf_to(*signals: signal.Signals) -> Iterator[None]:
+    """These signals do nothing meanwhile; children that are started afterwards hear them again."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def print_welcome(plan: Deployment, gateway: Gateway, state_dir: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_killed_worker_leaves_nobody(tmp_path: Path, number: signal.Signals) -
     with subprocess.Popen(owner, cwd=ROOT, stdout=subprocess.PIPE) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == b"ready\n"
-        assert len(find_processes(tmp_path)) == 5  # the keeper, the program, three naps
+        wait_for(lambda: len(find_processes(tmp_path)) == 5, "the keeper, the program and three naps run")
         worker.send_signal(number)
     wait_for(lambda: not find_processes(tmp_path), "nothing runs in the folder")
 

@@ -6,7 +6,6 @@ The shapes are those recorded from SimpleTuner 3.1.6; our own small trainer spea
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import re
 from collections.abc import Mapping
@@ -183,7 +182,7 @@ def decode_media(text: object) -> bytes | None:
         return None
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii's own is one, and so is what it says of letters beyond ASCII
         return None
 
 
