@@ -59,6 +59,7 @@ def attack(target: Target, cases_each: int, seed: int, *more: str) -> Attacked:
     command += ["--max-examples", str(cases_each), "--seed", str(seed), *more]
     env = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "FUZZ_URL": target.gateway.url, "FUZZ_KEY": KEY}
     env["FUZZ_RECEIVER"] = f"{target.engine.url}/interrupted"
+    env["FUZZ_INSTANCE"] = target.http.get("/v1/instances").json()["data"][0]["id"]
     cases = 0
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as child:
         for line in child.stdout or ():
