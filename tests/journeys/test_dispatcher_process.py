@@ -150,7 +150,6 @@ def test_one_dispatcher_does_not_forget_what_anothers_instance_has(plant: Plant,
         wait_until(lambda: len(plant.api.http.get("/v1/instances").json()["data"]) == 2, "both instances")
         (lora,) = plant.api.http.get("/v1/loras").json()["data"]
         assert lora["name"] == "tok"
-        with httpx.Client(
-            transport=httpx.HTTPTransport(retries=8)
-        ) as http:  # its port opens when it has met its instances, or a little later
+        # Its port opens a little after it has told of its instances.
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as http:
             assert http.get(f"http://127.0.0.1:{port}/ready").status_code == 503
