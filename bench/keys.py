@@ -15,8 +15,8 @@ from bench.caller import Caller, open_caller
 from bench.deployment import open_gateway, open_servers
 from bench.measure import format_table, summarize
 from bench.overhead import Way, measure
+from gateway.callers.keys import CallerLimits, KeyStore, mint_key
 from gateway.jobs.model import now_ms
-from gateway.keys import CallerLimits, KeyStore, mint_key
 from gateway.redis_client import connect_redis
 
 SIDE = 64

@@ -22,12 +22,12 @@ import gateway.errors
 from comfy_workflows.errors import WorkflowError
 from gateway.app import create_app
 from gateway.errors import FluxgateError
-from gateway.hub_files import PullFailed
 from gateway.jobs.model import EventKind, Job, JobError, JobSpec, JobStatus, Output, Progress
+from gateway.outside.hub_files import PullFailed
 from gateway.presentation import present_job, present_output
 from gateway.settings import Settings
 from gateway.storage import Storage
-from gateway.workflow_errors import translate_workflow_error
+from gateway.workflows.errors import translate_workflow_error
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -169,7 +169,10 @@ def write_errors() -> str:
         elif owner in ENDINGS:
             endings.setdefault(code, row)
         else:
-            answers.setdefault(code, (code, str(STATUSES.get(code, statuses[owner])), meaning, hint))
+            status = str(STATUSES.get(code, statuses[owner]))
+            known = answers.get(code, (code, status, meaning, hint))
+            # One code can be said with two statuses: of a thing in the address (404), and of one in the body (422).
+            answers[code] = (code, ", ".join(sorted({*known[1].split(", "), status})), *known[2:])
     # An instance's refusal is called the same on the job as in the exception that brought it.
     endings["graph_rejected"] = ("graph_rejected", *answers["graph_rejected"][2:])
     return f"""{HEAD}# Errors

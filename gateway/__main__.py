@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from comfy_workflows.errors import WorkflowError
 from gateway.app import create_app
 from gateway.auth import UnsafeBinding, refuse_unsafe_binding
+from gateway.callers.command import run_keys_command
+from gateway.callers.keys import KeyStore
 from gateway.doctor.command import run_doctor
+from gateway.edge.protocol import BoundedProtocol
 from gateway.errors import FluxgateError, RedisUnavailable
-from gateway.keys import KeyStore
-from gateway.keys_command import run_keys_command
 from gateway.models.command import run_models_command
 from gateway.process import allow_many_files, collect_rarely
-from gateway.protocol import BoundedProtocol
 from gateway.redaction import hide_user
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings, is_secret

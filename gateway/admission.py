@@ -24,13 +24,13 @@ from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, Webhook, 
 from gateway.jobs.records import Admitted, IdempotencyKey, Item
 from gateway.jobs.store import JobStore
 from gateway.loras.registry import Lora, LoraRegistry
-from gateway.moderation import Moderation
+from gateway.moderation.verdicts import Moderation
 from gateway.reuse import reuse_result
 from gateway.settings import Settings
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
-from gateway.workflow_edits import WorkflowEdits
-from gateway.workflow_errors import translate_workflow_error
+from gateway.workflows.edits import WorkflowEdits
+from gateway.workflows.errors import translate_workflow_error
 
 Resolver = Callable[[Sequence[str]], Awaitable[list[Lora]]]
 

@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from gateway.edge import EdgeMiddleware, install_error_handlers
-from gateway.judges import open_judge
-from gateway.openapi import describe
+from gateway.edge.middleware import EdgeMiddleware, install_error_handlers
+from gateway.edge.openapi import describe
+from gateway.moderation.judges import open_judge
 from gateway.routes import (
     batches,
     catalog,

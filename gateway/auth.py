@@ -14,14 +14,14 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
+from gateway.callers.hub_tokens import TOKEN_START, HubTokens
+from gateway.callers.keys import SCOPES, CallerLimits, Key, KeyStore, Ring, hash_secret, split_key
+from gateway.callers.usage import Usage
 from gateway.errors import FluxgateError, RedisUnavailable, TooManyRequests, Unauthorized
-from gateway.hub_tokens import TOKEN_START, HubTokens
 from gateway.jobs.model import now_ms
 from gateway.jobs.records import DAY_MS
-from gateway.keys import SCOPES, CallerLimits, Key, KeyStore, Ring, hash_secret, split_key
 from gateway.redis_client import RedisClient, translate_redis
 from gateway.settings import Settings
-from gateway.usage import Usage
 
 log = logging.getLogger(__name__)
 

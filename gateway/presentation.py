@@ -6,9 +6,9 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.addresses import show_url
 from gateway.jobs.batch_records import Batch, archive_key
 from gateway.jobs.model import Event, EventKind, Job, JobInput, JobSpec, JobStatus, Output
+from gateway.outside.addresses import show_url
 from gateway.pricing import compute_cost
 from gateway.storage import Storage
 

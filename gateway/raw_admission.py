@@ -13,7 +13,7 @@ from comfy_workflows.graph import Graph
 from comfy_workflows.raw import AssetUse, RawRules, prepare_raw
 from gateway.admission import Admission, needs_of, without_names
 from gateway.auth import Caller
-from gateway.comfy_v2 import parse_output_id
+from gateway.dialects.comfy_v2 import parse_output_id
 from gateway.errors import Forbidden, NoInstance, NotFound, Unprocessable
 from gateway.inputs.assets import AssetStore
 from gateway.inputs.bringing import Inputs, Source
@@ -22,7 +22,7 @@ from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.store import JobStore
 from gateway.settings import Settings
 from gateway.storage import Storage
-from gateway.workflow_errors import translate_workflow_error
+from gateway.workflows.errors import translate_workflow_error
 
 # What such a job says where others name their workflow.
 RAW = "raw"

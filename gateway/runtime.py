@@ -21,6 +21,10 @@ from gateway.admission import Admission
 from gateway.auth import Doorkeeper, Rates
 from gateway.batches.admission import Batches
 from gateway.batches.pictures import BatchPictures
+from gateway.callers.hub_tokens import HubTokens
+from gateway.callers.keys import KeyStore
+from gateway.callers.tickets import Tickets
+from gateway.callers.usage import Usage
 from gateway.datasets.curation import Curation
 from gateway.datasets.store import DatasetStore
 from gateway.dispatch.dispatcher import Dispatcher
@@ -28,8 +32,6 @@ from gateway.errors import RedisUnavailable, StorageUnavailable
 from gateway.foresight import Foresight
 from gateway.gauges import StateGauges, build_metrics_app, serve_metrics
 from gateway.gpu import GpuLease
-from gateway.hub import HubAccess
-from gateway.hub_tokens import HubTokens
 from gateway.inputs.asset_records import AssetRecords
 from gateway.inputs.assets import AssetStore
 from gateway.inputs.bringing import Inputs
@@ -40,13 +42,13 @@ from gateway.jobs.events import BLOCK_MS, EventFeed
 from gateway.jobs.records import Limits
 from gateway.jobs.store import JobStore
 from gateway.jobs.trainings import TrainingStore
-from gateway.keys import KeyStore
 from gateway.loras.before_after import BeforeAfter
 from gateway.loras.imports import LoraImports
 from gateway.loras.registry import LoraRegistry
 from gateway.models.warmth import Warmth
-from gateway.moderation import open_moderation
-from gateway.outside import Outside
+from gateway.moderation.verdicts import open_moderation
+from gateway.outside.hub import HubAccess
+from gateway.outside.urls import Outside
 from gateway.plain_http import PlainHttp
 from gateway.raw_admission import RawAdmission
 from gateway.redis_client import RedisClient, connect_reader, connect_redis
@@ -55,14 +57,12 @@ from gateway.settings import Settings
 from gateway.state_version import prepare_state
 from gateway.storage import Storage
 from gateway.telemetry import Metrics
-from gateway.tickets import Tickets
 from gateway.trainings.captioning import Captionings
 from gateway.trainings.machines import TrainerMachines
 from gateway.trainings.requests import Trainings
-from gateway.usage import Usage
 from gateway.webhooks import Webhooks
-from gateway.workflow_edits import WorkflowEdits
-from gateway.workflow_records import WorkflowRecords
+from gateway.workflows.edits import WorkflowEdits
+from gateway.workflows.records import WorkflowRecords
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, W
 from gateway.errors import RedisUnavailable, Unprocessable
 from gateway.jobs.deliveries import DeliveryStore, Due
 from gateway.jobs.model import Delivery, Webhook, now_ms
-from gateway.outside import Outside
+from gateway.outside.urls import Outside
 from gateway.presentation import present_job
 from gateway.settings import Settings, require_webhook_secret
 from gateway.storage import Storage

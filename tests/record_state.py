@@ -98,7 +98,7 @@ def make_key(tree: Path, state_dir: Path) -> str | None:
     """A key, where that version has them."""
     command = [sys.executable, "-m", "gateway", "keys", "create", "--name", "old", "--caller", "local", "--scopes", "admin"]
     env = {**os.environ, "REDIS_URL": redis_url(state_dir), "PYTHONPATH": str(tree), "PORT": "0"}
-    if not (tree / "gateway" / "keys.py").exists():
+    if not list((tree / "gateway").rglob("keys.py")):
         return None
     return subprocess.run(command, cwd=tree, env=env, check=True, capture_output=True, text=True).stdout.strip()
 

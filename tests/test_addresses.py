@@ -6,9 +6,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from gateway.addresses import Disallowed, Exemptions, find_fault, parse_url, require_allowed
 from gateway.errors import UrlFailed, UrlRefused
-from gateway.outside import Outside
+from gateway.outside.addresses import Disallowed, Exemptions, find_fault, parse_url, require_allowed
+from gateway.outside.urls import Outside
 from gateway.settings import Settings
 
 REFUSED = [

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import redis
 
-from gateway.keys import mint_key
+from gateway.callers.keys import mint_key
 from local.services import Gateway, S3Server
 from tests.callers import as_caller, make_key
 from tests.deployment import describe_deployment, make_gateway, running

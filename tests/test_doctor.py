@@ -18,6 +18,7 @@ import redis as sync_redis
 from aiohttp import web
 from pydantic import SecretStr
 
+from gateway.callers.keys import CallerLimits, KeyStore, mint_key
 from gateway.comfy.companion import SAVE_NODE
 from gateway.doctor.comfy import _judge_companion, _judge_flags, _judge_version, examine_instances, read_listen
 from gateway.doctor.door import examine_door, examine_stream
@@ -29,7 +30,6 @@ from gateway.doctor.redis import examine_redis
 from gateway.doctor.trainer import examine_trainer
 from gateway.instances import InstanceFacts, InstanceRegistry
 from gateway.jobs.model import now_ms
-from gateway.keys import CallerLimits, KeyStore, mint_key
 from gateway.redis_client import RedisClient, connect_redis
 from gateway.runtime import load_catalog
 from gateway.settings import Settings

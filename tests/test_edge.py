@@ -16,9 +16,9 @@ import httpx
 import pytest
 import uvicorn
 
-from gateway.guard import Guard
-from gateway.keys import mint_key
-from gateway.protocol import BoundedProtocol
+from gateway.callers.keys import mint_key
+from gateway.edge.guard import Guard
+from gateway.edge.protocol import BoundedProtocol
 from gateway.settings import Settings
 from gateway.telemetry import JsonFormatter
 from local.child import pick_free_port

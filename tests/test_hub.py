@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from gateway.errors import Unprocessable
-from gateway.hub import HubAccess
+from gateway.outside.hub import HubAccess
 from local.child import pick_free_port
 from tests.hub_server import GATED, Hub, running_hub
 

@@ -8,17 +8,17 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from gateway import hub_tokens
 from gateway.auth import Doorkeeper, Rates, UnsafeBinding, refuse_unsafe_binding
+from gateway.callers import hub_tokens
+from gateway.callers.hub_tokens import HubTokens, read_user
+from gateway.callers.keys import KeyStore
+from gateway.callers.usage import Usage
 from gateway.doctor.door import examine_door
 from gateway.doctor.hub import examine_hub
 from gateway.errors import HubUnavailable, Unauthorized
-from gateway.hub_tokens import HubTokens, read_user
-from gateway.keys import KeyStore
 from gateway.redis_client import RedisClient, connect_redis
 from gateway.runtime import load_catalog
 from gateway.settings import Settings
-from gateway.usage import Usage
 from tests.doctor_parts import require, states
 from tests.hub_accounts import ACCOUNTS, token_of
 from tests.hub_server import Hub, running_hub

@@ -9,11 +9,11 @@ import pytest
 
 from gateway import auth
 from gateway.auth import Doorkeeper, Rates
+from gateway.callers.keys import CallerLimits, KeyStore, mint_key
+from gateway.callers.usage import Usage
 from gateway.errors import Unauthorized
-from gateway.keys import CallerLimits, KeyStore, mint_key
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
-from gateway.usage import Usage
 
 
 async def test_every_wrong_key_is_compared_as_the_right_one_is(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

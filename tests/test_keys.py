@@ -14,7 +14,7 @@ import httpx
 import pytest
 import redis
 
-from gateway.keys import mint_key, split_key
+from gateway.callers.keys import mint_key, split_key
 from local.child import pick_free_port
 from local.services import Gateway, S3Server
 from tests.callers import as_caller, make_key

@@ -22,12 +22,12 @@ from pydantic import SecretStr
 from comfy_workflows.base_models import read_base_models
 from comfy_workflows.errors import BrokenWorkflow
 from gateway.errors import Conflict, FluxgateError
-from gateway.hub_files import PullFailed
 from gateway.instances import InstanceRegistry
 from gateway.jobs.model import now_ms
 from gateway.models.command import read_models, run_models_command
 from gateway.models.folder import ModelFolder
 from gateway.models.pulls import collect
+from gateway.outside.hub_files import PullFailed
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 from tests.hub_server import COMMIT, GATED, Hub, running_hub

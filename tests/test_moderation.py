@@ -13,11 +13,11 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
-from gateway import judges
-from gateway.blocklist import BrokenEntry, read_blocklist
 from gateway.errors import Moderated, ModerationUnavailable
-from gateway.judges import BlocklistJudge, FunctionJudge, HttpJudge, JudgeBroken, open_judge
-from gateway.moderation import Moderation, open_moderation
+from gateway.moderation import judges
+from gateway.moderation.blocklist import BrokenEntry, read_blocklist
+from gateway.moderation.judges import BlocklistJudge, FunctionJudge, HttpJudge, JudgeBroken, open_judge
+from gateway.moderation.verdicts import Moderation, open_moderation
 from gateway.settings import Settings
 from gateway.telemetry import Metrics
 from tests.moderator import WORD, Moderator, running_moderator

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from gateway.app import create_app
-from gateway.openapi import PUBLIC, list_methods
+from gateway.edge.openapi import PUBLIC, list_methods
 from gateway.settings import Settings
 from tests import test_scopes
 from tests.deployment import WORKFLOWS_DIR

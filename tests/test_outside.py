@@ -16,7 +16,7 @@ import trustme
 from aiohttp import web
 
 from gateway.errors import UrlFailed, UrlRefused
-from gateway.outside import FOREIGN, Outside
+from gateway.outside.urls import FOREIGN, Outside
 from local.child import pick_free_port
 from tests.test_errors import descend
 

@@ -14,10 +14,10 @@ from gateway.auth import LOCAL
 from gateway.datasets.records import Asset, DatasetFile, DatasetHead
 from gateway.datasets.store import Change, DatasetStore
 from gateway.errors import FluxgateError
-from gateway.hub import HubAccess
 from gateway.jobs.model import Job
 from gateway.jobs.trainings import TrainingStore
-from gateway.moderation import Moderation
+from gateway.moderation.verdicts import Moderation
+from gateway.outside.hub import HubAccess
 from gateway.redis_client import RedisClient, connect_redis
 from gateway.settings import Settings
 from gateway.trainings.machines import TrainerMachines

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
+from gateway.callers.keys import CallerLimits, KeyStore, mint_key
+from gateway.callers.usage import Usage
 from gateway.errors import TooManyRequests
 from gateway.jobs.model import Job, JobError, JobStatus, Metrics, now_ms
 from gateway.jobs.records import DAY_MS, Limits, seconds_until_midnight
 from gateway.jobs.store import JobStore
 from gateway.jobs.trainings import TrainingStore
-from gateway.keys import CallerLimits, KeyStore, mint_key
 from gateway.redis_client import RedisClient
-from gateway.usage import Usage
 from tests.job_specs import GRAPH, create, make_spec, take
 
 pytest_plugins = ["tests.store_fixtures"]

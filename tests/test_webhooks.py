@@ -18,7 +18,7 @@ from gateway.jobs.deliveries import LOG_LENGTH, DeliveryStore
 from gateway.jobs.model import Delivery, Job, JobError, JobStatus, Webhook
 from gateway.jobs.store import JobStore
 from gateway.jobs.trainings import TrainingStore
-from gateway.outside import Outside
+from gateway.outside.urls import Outside
 from gateway.presentation import present_job
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings

@@ -6,7 +6,7 @@ import asyncio
 import sys
 
 from gateway.errors import FluxgateError
-from gateway.judges import open_judge
+from gateway.moderation.judges import open_judge
 from gateway.redis_client import TRAINING_QUEUE, work_on
 from gateway.settings import Settings
 from gateway.state_version import prepare_state_at

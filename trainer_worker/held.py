@@ -16,7 +16,7 @@ from gateway.jobs.model import JobError, JobStatus
 from gateway.jobs.records import Claim
 from gateway.jobs.trainings import TrainingStore
 from gateway.loras.registry import LoraRegistry
-from gateway.moderation import Moderation
+from gateway.moderation.verdicts import Moderation
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 from gateway.storage import Storage

@@ -14,7 +14,7 @@ from gateway.jobs.model import EventKind, Job, JobError, JobStatus, Progress, no
 from gateway.jobs.records import Claim, EventDraft, status_event
 from gateway.jobs.trainings import TrainingStore
 from gateway.loras.registry import Lora, LoraRegistry
-from gateway.moderation import Moderation
+from gateway.moderation.verdicts import Moderation
 from gateway.storage import Storage
 from trainer_worker.progress import Checkpoint, Notice, Sample, Stage, Step, TrainerEvent
 

@@ -13,7 +13,7 @@ from typing import Any
 from gateway.errors import NotFound, Unprocessable
 from gateway.jobs.model import JobStatus
 from gateway.loras.registry import Lora, Source
-from gateway.outside import Outside
+from gateway.outside.urls import Outside
 from trainer_worker.held import Held
 from trainer_worker.lora import check_file_name
 from trainer_worker.publish import Origin, publish

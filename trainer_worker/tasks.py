@@ -11,7 +11,7 @@ import aiohttp
 
 from gateway.jobs.trainings import CAPTIONING, IMPORT, TrainingStore
 from gateway.loras.registry import LoraRegistry
-from gateway.moderation import open_moderation
+from gateway.moderation.verdicts import open_moderation
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 from gateway.storage import Storage

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from gateway.bodies import Metadata, ShallowBody
+from gateway.edge.bodies import Metadata, ShallowBody
 from gateway.jobs.model import Priority
 from gateway.webhooks import WebhookField
 

@@ -16,8 +16,8 @@ from gateway.datasets.arrivals import MEDIA_EXTENSIONS, Sorted, Source, extensio
 from gateway.datasets.intake import CONTENT_TYPES, MAX_PICTURE_BYTES, MAX_VIDEO_BYTES, Media, Refused, read_picture, read_video
 from gateway.datasets.records import Asset, Dataset, DatasetFile, DatasetHead, Problem, warning
 from gateway.datasets.store import Change, DatasetStore, absent
+from gateway.edge.multipart import Form, Part
 from gateway.errors import FluxgateError, Unprocessable
-from gateway.multipart import Form, Part
 from gateway.storage import Storage
 
 # A picture of 64 megapixels takes half a gigabyte while it is converted.

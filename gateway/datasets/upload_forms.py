@@ -13,10 +13,10 @@ from typing import BinaryIO, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.datasets.arrivals import MAX_NAME_LENGTH, clean_name
+from gateway.edge.multipart import Form, Part
 from gateway.errors import NotFound, PayloadTooLarge
 from gateway.inputs.asset_records import Asset
 from gateway.inputs.assets import AssetStore, absent
-from gateway.multipart import Form, Part
 
 MAX_BYTES = 1 << 30
 

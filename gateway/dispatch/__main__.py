@@ -8,7 +8,7 @@ import sys
 
 import uvloop
 
-from gateway.judges import JudgeBroken
+from gateway.moderation.judges import JudgeBroken
 from gateway.process import allow_many_files, collect_rarely
 from gateway.runtime import open_runtime
 from gateway.settings import Settings

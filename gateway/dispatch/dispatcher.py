@@ -33,7 +33,7 @@ from gateway.jobs.model import TERMINAL, EventKind, Job, JobError, JobStatus, no
 from gateway.jobs.records import Claim
 from gateway.jobs.store import JobStore
 from gateway.loras.registry import LoraRegistry
-from gateway.moderation import Moderation
+from gateway.moderation.verdicts import Moderation
 from gateway.plain_http import PlainHttp
 from gateway.reuse import reuse_result
 from gateway.settings import Settings

@@ -21,7 +21,7 @@ from PIL import Image
 from gateway.comfy.client import ComfyClient, OutputFile
 from gateway.errors import InstanceError, OutputMissing, Unavailable
 from gateway.jobs.model import JobSpec, Output
-from gateway.moderation import Moderation
+from gateway.moderation.verdicts import Moderation
 from gateway.storage import Storage
 
 T = TypeVar("T")

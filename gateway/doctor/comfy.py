@@ -13,7 +13,6 @@ import aiohttp
 
 from comfy_workflows.catalog import Catalog as Workflows
 from comfy_workflows.render import render
-from gateway.addresses import find_fault
 from gateway.admission import needs_of
 from gateway.comfy.client import ComfyClient
 from gateway.comfy.companion import SAVE_NODE
@@ -22,6 +21,7 @@ from gateway.doctor.finding import Finding, fault, skip, warn, well
 from gateway.errors import InstanceError
 from gateway.instances import Catalog, InstanceFacts, instance_id, reduce_catalog
 from gateway.jobs.model import Needs
+from gateway.outside.addresses import find_fault
 from gateway.settings import Settings
 
 TESTED_VERSION = "0.3.64"

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from gateway.auth import UnsafeBinding, refuse_unsafe_binding
+from gateway.callers.keys import KeyStore
 from gateway.doctor.finding import Finding, fault, skip, warn, well
 from gateway.errors import RedisUnavailable
-from gateway.keys import KeyStore
 from gateway.redis_client import RedisClient
 from gateway.settings import Settings
 

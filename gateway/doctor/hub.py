@@ -8,7 +8,7 @@ from comfy_workflows.catalog import Catalog as Workflows
 from comfy_workflows.errors import WorkflowError
 from gateway.doctor.finding import Finding, fault, skip, warn, well
 from gateway.errors import Unprocessable
-from gateway.hub import HubAccess
+from gateway.outside.hub import HubAccess
 from gateway.settings import Settings
 
 

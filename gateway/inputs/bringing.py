@@ -21,7 +21,7 @@ from gateway.inputs.asset_records import Asset
 from gateway.inputs.assets import AssetStore, absent
 from gateway.inputs.pictures import Made, Recipe, make
 from gateway.jobs.model import JobInput, JobSpec, new_input_file
-from gateway.outside import Outside
+from gateway.outside.urls import Outside
 
 # A picture of 64 megapixels takes half a gigabyte while it is converted.
 AT_ONCE = 2

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from comfy_workflows.catalog import Catalog
 from comfy_workflows.errors import WorkflowError
-from gateway.addresses import show_url
 from gateway.auth import Caller
 from gateway.errors import NotFound, Unprocessable
 from gateway.inputs.assets import AssetStore, absent
@@ -19,10 +18,11 @@ from gateway.jobs.model import Job, JobSpec, JobStatus, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import IMPORT, IMPORT_ID
 from gateway.loras.registry import LoraRegistry, Source
-from gateway.outside import Outside
+from gateway.outside.addresses import show_url
+from gateway.outside.urls import Outside
 from gateway.settings import Settings
 from gateway.trainings.requests import Trainings
-from gateway.workflow_errors import translate_workflow_error
+from gateway.workflows.errors import translate_workflow_error
 
 IMPORT_S = 3600.0
 EXTENSION = ".safetensors"

@@ -11,10 +11,10 @@ import comfy_workflows
 from comfy_workflows.base_models import BaseModelInfo
 from comfy_workflows.catalog import collect_base_models
 from gateway.errors import BadRequest, RedisUnavailable
-from gateway.hub_files import HubFiles
 from gateway.instances import InstanceRegistry
 from gateway.models.folder import ModelFolder
 from gateway.models.pulls import collect, place_of, pull, say_size, verify
+from gateway.outside.hub_files import HubFiles
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 

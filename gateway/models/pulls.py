@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from comfy_workflows.base_models import BaseModelInfo
-from gateway.hub_files import HubFiles, Offer, PullFailed, hash_file
 from gateway.jobs.model import now_ms
 from gateway.models.folder import Brought, Manifest, ModelFolder
+from gateway.outside.hub_files import HubFiles, Offer, PullFailed, hash_file
 
 GB = 1_000_000_000
 # What was at work so lately may be loaded again in a moment.

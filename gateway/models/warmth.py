@@ -14,7 +14,7 @@ from gateway.errors import Conflict, NoInstance, NotFound, Unprocessable
 from gateway.instances import FleetRegistry, InstanceFacts, InstanceRegistry
 from gateway.jobs.model import Job
 from gateway.settings import Settings
-from gateway.workflow_errors import translate_workflow_error
+from gateway.workflows.errors import translate_workflow_error
 
 # Parameters that a picture is the smaller for.
 _SIZES = ("width", "height", "size", "steps", "num_images")

@@ -10,11 +10,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from gateway.batches.request import BatchRequest
-from gateway.bodies import read_idempotency_key
+from gateway.edge.bodies import read_idempotency_key
+from gateway.edge.paging import MOST_LOOKED_AT, present_page
 from gateway.errors import BadRequest, Conflict
 from gateway.jobs.batch_records import LIVE, PACKET, WAITING, Batch
 from gateway.jobs.model import Job, JobStatus
-from gateway.paging import MOST_LOOKED_AT, present_page
 from gateway.presentation import present_batch, present_item
 from gateway.routes.deps import BaseUrl, CurrentCaller, IdempotencyHeader, PageQuery, Runtime
 from gateway.runtime import Runtime as RuntimeState

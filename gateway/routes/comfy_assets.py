@@ -11,13 +11,13 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.auth import Caller
-from gateway.comfy_v2 import parse_output_id
 from gateway.datasets.arrivals import clean_name
+from gateway.dialects.comfy_v2 import parse_output_id
+from gateway.edge.multipart import Form, read_form
 from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.inputs.asset_records import Asset
 from gateway.inputs.assets import BYTES_TYPE, absent
 from gateway.jobs.model import Job, Output
-from gateway.multipart import Form, read_form
 from gateway.routes.deps import Comfy, CurrentCaller, Runtime
 from gateway.runtime import Runtime as RuntimeState
 

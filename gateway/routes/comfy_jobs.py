@@ -12,16 +12,16 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from gateway.bodies import ShallowBody, read_idempotency_key
-from gateway.comfy_v2 import ComfyStream, require_label_filters, require_labels
+from gateway.dialects.comfy_v2 import ComfyStream, require_label_filters, require_labels
+from gateway.edge.bodies import ShallowBody, read_idempotency_key
+from gateway.edge.paging import Page, encode_cursor, look_through
+from gateway.edge.streams import EventStream
 from gateway.errors import NotFound, RedisUnavailable
 from gateway.jobs.events import Throttle, newest_event_id
 from gateway.jobs.model import Job, JobStatus
-from gateway.paging import Page, encode_cursor, look_through
 from gateway.raw_admission import RawWish
 from gateway.routes.deps import Comfy, CurrentCaller, IdempotencyHeader, Runtime, load_own_job
 from gateway.runtime import Runtime as RuntimeState
-from gateway.streams import EventStream
 
 router = APIRouter(prefix="/api/v2", tags=["comfy api v2"])
 

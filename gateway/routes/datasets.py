@@ -13,17 +13,17 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from gateway.auth import Caller
-from gateway.bodies import check, read_json
 from gateway.datasets.curation import Taken
 from gateway.datasets.preflight import Report, report
 from gateway.datasets.preflight_rules import Plan
 from gateway.datasets.records import DEFAULT_TEMPLATE, MAX_FILES, TRIGGER_SLOT, Asset, Dataset, DatasetFile, DatasetHead
 from gateway.datasets.store import absent
 from gateway.datasets.upload_forms import UploadUse, gather
+from gateway.edge.bodies import check, read_json
+from gateway.edge.multipart import Form, read_form
+from gateway.edge.paging import present_page
 from gateway.errors import NotFound
 from gateway.jobs.model import new_job_id, now_ms
-from gateway.multipart import Form, read_form
-from gateway.paging import present_page
 from gateway.presentation import rfc3339
 from gateway.routes.deps import BaseUrl, PageQuery, Runtime, Trainer
 from gateway.runtime import Runtime as RuntimeState

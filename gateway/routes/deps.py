@@ -10,10 +10,10 @@ from fastapi import Depends, Header, Query
 from starlette.requests import HTTPConnection
 
 from gateway.auth import Caller
-from gateway.comfy_v2 import ComfyPresenter
+from gateway.dialects.comfy_v2 import ComfyPresenter
+from gateway.edge.paging import Page
 from gateway.errors import BadRequest, Forbidden, NotFound, RedisUnavailable, Unauthorized, Unavailable
 from gateway.jobs.model import Job
-from gateway.paging import Page
 from gateway.runtime import Runtime as RuntimeState
 
 

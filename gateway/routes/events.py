@@ -10,12 +10,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
+from gateway.edge.streams import EventStream
 from gateway.jobs.events import Throttle, next_events, read_events
 from gateway.jobs.model import TERMINAL, Event, EventKind, Job
 from gateway.presentation import write_event, write_job
 from gateway.routes.deps import BaseUrl, Place, Runtime, StreamPlace, TrainingWatcher, Watcher, is_gone, load_own_job
 from gateway.runtime import Runtime as RuntimeState
-from gateway.streams import EventStream
 
 router = APIRouter(prefix="/v1", tags=["events"])
 

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from comfy_workflows.workflow import Workflow
 from gateway.admission import Wish
 from gateway.auth import Caller
-from gateway.bodies import Metadata, ShallowBody, read_idempotency_key, read_unless_wrong
+from gateway.edge.bodies import Metadata, ShallowBody, read_idempotency_key, read_unless_wrong
+from gateway.edge.paging import look_through, parse_time, present_page
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.jobs.model import Job, JobStatus, Priority, Webhook
 from gateway.obstacles import find_obstacle
-from gateway.paging import look_through, parse_time, present_page
 from gateway.presentation import present_job
 from gateway.routes.deps import (
     BaseUrl,

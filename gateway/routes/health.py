@@ -11,10 +11,10 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.doctor.examine import examine
+from gateway.edge.streams import EventStream
 from gateway.errors import StorageUnavailable, Unavailable
 from gateway.routes.deps import Admin, FullReport, IsOperator, Runtime
 from gateway.runtime import Runtime as RuntimeState
-from gateway.streams import EventStream
 
 BEATS, BEAT_S = 5, 0.25
 

@@ -13,14 +13,8 @@ from fastapi.responses import JSONResponse
 
 from gateway.admission import Wish
 from gateway.auth import Caller
-from gateway.bodies import read_idempotency_key
-from gateway.dialects import describe_openai
-from gateway.errors import FluxgateError, Unprocessable
-from gateway.inputs.asset_records import Asset
-from gateway.inputs.assets import BYTES_TYPE
-from gateway.jobs.model import TERMINAL, Event, EventKind, Job, Progress
-from gateway.multipart import Form, read_form
-from gateway.openai_images import (
+from gateway.dialects.errors import describe_openai
+from gateway.dialects.openai_images import (
     ImageEvents,
     ImageRequest,
     frame_error,
@@ -31,9 +25,15 @@ from gateway.openai_images import (
     read_parameters,
     require_success,
 )
+from gateway.edge.bodies import read_idempotency_key
+from gateway.edge.multipart import Form, read_form
+from gateway.edge.streams import EventStream
+from gateway.errors import FluxgateError, Unprocessable
+from gateway.inputs.asset_records import Asset
+from gateway.inputs.assets import BYTES_TYPE
+from gateway.jobs.model import TERMINAL, Event, EventKind, Job, Progress
 from gateway.routes.deps import CurrentCaller, IdempotencyHeader, Runtime
 from gateway.runtime import Runtime as RuntimeState
-from gateway.streams import EventStream
 from gateway.waiting import wait_until_ended
 
 router = APIRouter(prefix="/v1/images", tags=["openai images"])

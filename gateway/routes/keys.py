@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
+from gateway.callers.keys import CALLER_NAME, CallerLimits, Key, mint_key
+from gateway.callers.usage import LONGEST_DAYS
 from gateway.jobs.model import now_ms
-from gateway.keys import CALLER_NAME, CallerLimits, Key, mint_key
 from gateway.presentation import rfc3339
 from gateway.routes.deps import Admin, AnyCaller, Runtime
 from gateway.runtime import Runtime as RuntimeState
-from gateway.usage import LONGEST_DAYS
 
 router = APIRouter(prefix="/v1", tags=["keys"])
 

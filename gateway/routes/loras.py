@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.auth import Caller
-from gateway.bodies import read_idempotency_key
+from gateway.edge.bodies import read_idempotency_key
 from gateway.errors import Conflict, Forbidden
 from gateway.jobs.model import Job, JobStatus
 from gateway.loras.imports import LoraImport

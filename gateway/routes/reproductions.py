@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from gateway.bodies import read_idempotency_key
+from gateway.edge.bodies import read_idempotency_key
 from gateway.presentation import present_job
 from gateway.routes.deps import BaseUrl, CurrentCaller, IdempotencyHeader, Runtime, load_own_job
 

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Depends
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from gateway.guard import Guard
+from gateway.edge.guard import Guard
 from gateway.jobs.events import Throttle, read_events
 from gateway.jobs.model import TERMINAL, Event, EventKind, Job
 from gateway.presentation import write_event, write_job

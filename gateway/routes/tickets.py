@@ -8,11 +8,11 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.auth import Caller
+from gateway.callers.tickets import Ticket
 from gateway.jobs.model import now_ms
 from gateway.presentation import rfc3339
 from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, Trainer, load_own_job
 from gateway.runtime import Runtime as RuntimeState
-from gateway.tickets import Ticket
 
 router = APIRouter(prefix="/v1", tags=["events"])
 

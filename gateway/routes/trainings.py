@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
-from gateway.bodies import read_idempotency_key
 from gateway.datasets.store import absent
+from gateway.edge.bodies import read_idempotency_key
+from gateway.edge.paging import parse_time, present_page
 from gateway.errors import Conflict
 from gateway.jobs.events import read_events
 from gateway.jobs.model import EventKind, Job, JobStatus
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import TRAINING
-from gateway.paging import parse_time, present_page
 from gateway.presentation import present_training
 from gateway.routes.deps import BaseUrl, IdempotencyHeader, PageQuery, Runtime, Trainer, load_own_job
 from gateway.runtime import Runtime as RuntimeState

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from gateway.bodies import check, read_json
 from gateway.datasets.arrivals import MAX_NAME_LENGTH, clean_name
 from gateway.datasets.intake import CONTENT_TYPES, sniff
+from gateway.edge.bodies import check, read_json
+from gateway.edge.multipart import Form, read_form
+from gateway.edge.paging import present_page
 from gateway.errors import PayloadTooLarge, Unprocessable
 from gateway.inputs.asset_records import Asset
 from gateway.inputs.assets import BYTES_TYPE
-from gateway.multipart import Form, read_form
-from gateway.paging import present_page
 from gateway.presentation import rfc3339
 from gateway.routes.deps import AnyCaller, BaseUrl, PageQuery, Runtime
 from gateway.runtime import Runtime as RuntimeState

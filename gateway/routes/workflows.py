@@ -7,11 +7,11 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.bodies import PlainJson, ShallowBody
+from gateway.edge.bodies import PlainJson, ShallowBody
 from gateway.errors import NotFound
 from gateway.presentation import rfc3339
 from gateway.routes.deps import Admin, Runtime
-from gateway.workflow_records import WorkflowSource
+from gateway.workflows.records import WorkflowSource
 
 router = APIRouter(prefix="/v1/workflows", tags=["catalog"])
 

@@ -15,23 +15,23 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from comfy_workflows.catalog import BaseModelInfo, Catalog
 from comfy_workflows.errors import WorkflowError
 from gateway.auth import Caller
-from gateway.bodies import MAX_DEPTH, is_deeper
 from gateway.datasets.preflight import inspect
 from gateway.datasets.records import DEFAULT_VIDEO_FRAMES, Dataset
 from gateway.datasets.store import DatasetStore
+from gateway.edge.bodies import MAX_DEPTH, is_deeper
+from gateway.edge.paging import Page, Position, look_through
 from gateway.errors import NotFound, RedisUnavailable, Unprocessable
-from gateway.hub import HubAccess
 from gateway.jobs.model import Job, JobSpec, JobStatus, Webhook, new_job_id, now_ms
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import IMPORT_ID, TRAINING, TrainingStore
-from gateway.moderation import Moderation
-from gateway.paging import Page, Position, look_through
+from gateway.moderation.verdicts import Moderation
+from gateway.outside.hub import HubAccess
 from gateway.redis_client import IMPORT_QUEUE, TRAINING_QUEUE, enqueue_task
 from gateway.settings import Settings
 from gateway.trainings.machines import TrainerMachines
 from gateway.trainings.presets import choose_preset, estimate_disk, require_disk
 from gateway.webhooks import WebhookField
-from gateway.workflow_errors import translate_workflow_error
+from gateway.workflows.errors import translate_workflow_error
 
 log = logging.getLogger(__name__)
 

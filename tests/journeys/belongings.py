@@ -15,10 +15,10 @@ import websockets
 from blake3 import blake3
 from PIL import Image
 
+from gateway.callers.tickets import Ticket, Tickets
 from gateway.jobs.model import now_ms
 from gateway.loras.registry import Lora, LoraRegistry
 from gateway.redis_client import connect_redis
-from gateway.tickets import Ticket, Tickets
 from tests.journeys.api import Api
 
 Json = dict[str, Any]

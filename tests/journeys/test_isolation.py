@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIWebSocketRoute
 
 from gateway.app import create_app
+from gateway.edge.openapi import PUBLIC
 from gateway.jobs.model import now_ms
-from gateway.openapi import PUBLIC
 from gateway.pricing import ENOUGH
 from gateway.settings import Settings
 from local.services import S3Server

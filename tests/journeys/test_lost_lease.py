@@ -14,7 +14,7 @@ from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
 from gateway.jobs.records import Claim
 from gateway.jobs.store import JobStore
-from gateway.moderation import Moderation
+from gateway.moderation.verdicts import Moderation
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 from gateway.storage import Storage

@@ -115,7 +115,7 @@ local function refuse(caller, now, most_jobs, most_gpu_s)
   if used_ms >= gpu_s * 1000 then return {'gpu_spent', math.floor(used_ms / 1000), gpu_s} end
 end
 
--- What a job that ends used: the time ComfyUI or the trainer had it, by its last attempt. gateway/usage.py reads these.
+-- What a job that ends used: the time ComfyUI or the trainer had it, by its last attempt. gateway/callers/usage.py reads these.
 local function count_usage(id, key, caller, status, now)
   local place, facts = usage_key(caller, now), redis.call('HMGET', key, 'metrics', 'cached', 'started_ms')
   local taken = facts[1] and cjson.decode(facts[1]).execution_ms

@@ -17,8 +17,11 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 
-from gateway.bodies import MAX_DEPTH
-from gateway.dialects import speak
+from gateway.dialects.errors import speak
+from gateway.edge.bodies import MAX_DEPTH
+from gateway.edge.guard import Guard
+from gateway.edge.openapi import list_methods
+from gateway.edge.streams import BOX, EventStream
 from gateway.errors import (
     BadRequest,
     Conflict,
@@ -31,11 +34,8 @@ from gateway.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
-from gateway.guard import Guard
-from gateway.openapi import list_methods
 from gateway.redaction import names_secret
 from gateway.settings import Settings
-from gateway.streams import BOX, EventStream
 from gateway.telemetry import request_id
 
 log = logging.getLogger("gateway.access")

@@ -20,8 +20,8 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from gateway.addresses import Address, Disallowed, Exemptions, literal_address, parse_url, require_allowed, show_url
 from gateway.errors import UrlFailed, UrlRefused
+from gateway.outside.addresses import Address, Disallowed, Exemptions, literal_address, parse_url, require_allowed, show_url
 
 MAX_REDIRECTS = 3
 REDIRECTS = frozenset({301, 302, 303, 307, 308})

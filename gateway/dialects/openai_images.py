@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from comfy_workflows.catalog import Catalog
 from comfy_workflows.workflow import Workflow
-from gateway.bodies import ShallowBody
+from gateway.edge.bodies import ShallowBody
 from gateway.errors import BadRequest, JobFailed, NotFound, Unprocessable
 from gateway.jobs.model import Job, JobStatus, Output
 from gateway.settings import Settings

@@ -12,7 +12,7 @@ import aiohttp
 
 from gateway.errors import Moderated, ModerationUnavailable
 from gateway.jobs.model import JobSpec
-from gateway.judges import MAX_PICTURE_BYTES, Case, Judge, JudgeFailed, Verdict, open_judge
+from gateway.moderation.judges import MAX_PICTURE_BYTES, Case, Judge, JudgeFailed, Verdict, open_judge
 from gateway.settings import Settings
 from gateway.telemetry import Metrics
 

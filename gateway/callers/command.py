@@ -7,9 +7,9 @@ import asyncio
 import re
 from collections.abc import Sequence
 
+from gateway.callers.keys import CALLER_NAME, SCOPES, CallerLimits, KeyStore, mint_key
 from gateway.errors import BadRequest
 from gateway.jobs.model import now_ms
-from gateway.keys import CALLER_NAME, SCOPES, CallerLimits, KeyStore, mint_key
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
 

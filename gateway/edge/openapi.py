@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-from gateway.dialects import OPENAI
+from gateway.dialects.errors import OPENAI
 
 Json = dict[str, Any]
 

@@ -20,7 +20,7 @@ from comfy_workflows.workflow import FILES, Workflow, load_workflow
 from gateway.errors import Conflict, NoInstance, NotFound, RedisUnavailable, Unprocessable
 from gateway.instances import InstanceRegistry
 from gateway.jobs.trainings import CAPTIONING, TRAINING
-from gateway.workflow_records import WorkflowRecords, WorkflowSource
+from gateway.workflows.records import WorkflowRecords, WorkflowSource
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from gateway.blocklist import Blocklist, BrokenEntry, read_blocklist
 from gateway.errors import FluxgateError
+from gateway.moderation.blocklist import Blocklist, BrokenEntry, read_blocklist
 from gateway.settings import Settings
 
 log = logging.getLogger(__name__)
