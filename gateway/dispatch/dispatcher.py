@@ -9,22 +9,22 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 
 import aiohttp
 from pydantic import ValidationError
 
 from gateway.dispatch.audience import Audience
-from gateway.dispatch.execution import Execution, LeaseLost
-from gateway.dispatch.fleet import LOOK_AHEAD, Candidate, Placement, choose, date_line
+from gateway.dispatch.execution import Execution
+from gateway.dispatch.fleet import Candidate, Placement, choose
 from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Held, Instance
+from gateway.dispatch.line import Line
 from gateway.dispatch.lora_disk import LoraDisk
 from gateway.dispatch.roster import Roster
 from gateway.dispatch.tally import Tally
+from gateway.dispatch.writer import LeaseLost
 from gateway.errors import FluxgateError, RedisUnavailable
 from gateway.gpu import GpuLease
 from gateway.instances import FleetRegistry, InstanceRegistry
@@ -42,10 +42,8 @@ from gateway.telemetry import Metrics, job_context
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 4096
 IDLE_S = 1.0
 CONTENTION_S = 0.005
-LINE_S, WHOLE_LINE_S = 0.05, 0.9
 
 
 class Dispatcher:
@@ -70,7 +68,6 @@ class Dispatcher:
         self._ingest = Ingest(storage, moderation, tries=settings.upload_tries)
         self._storage = storage
         self._executions: dict[str, Execution] = {}
-        self._candidates: OrderedDict[str, Candidate] = OrderedDict()
         self._lora_disk = (
             LoraDisk(settings.lora_dir, storage, settings.lora_dir_max_bytes, settings.lora_dir_min_free_bytes)
             if settings.lora_dir
@@ -78,10 +75,7 @@ class Dispatcher:
         )
         self._placed_loras: set[str] = set()  # since they were last told of
         self._interrupted: list[Claim] = []
-        self._line: list[str] = []  # ids as of the last look
-        self._line_due = 0.0
-        self._line_is_cut = False  # more wait than were seen
-        self._claiming: set[str] = set()  # placed, and perhaps still in Redis's line
+        self._line = Line(store)
         self._expected: set[str] = set()  # placed before they were made: that they were is no news
         self._group: asyncio.TaskGroup | None = None
         self._audience, self._tally = Audience(), Tally(metrics)
@@ -190,29 +184,26 @@ class Dispatcher:
     async def _place_all(self, group: asyncio.TaskGroup) -> None:
         """Place until no free slot or no job that fits is left. Claims go out side by side: the next choice does not wait for them."""
         while not self._stopping and any(instance.may_take_more for instance in self._instances.values()):
-            waiting = await self._look_ahead()
-            placement = self._choose(waiting)
-            if placement is None:
-                if not self._line_is_cut or len(self._line) >= LOOK_AHEAD:
-                    return
-                # Of those that were seen some are placed: as many more are looked at.
-                self._line_due = 0.0
-                continue
-            self._line.remove(placement.job_id)
-            self._place(group, placement, self._candidates.pop(placement.job_id))
+            placement = self._choose(await self._line.look(self._instances))
+            if placement is not None:
+                self._place(group, placement, self._line.candidates[placement.job_id])
+            elif self._line.may_show_more:
+                self._line.look_again()
+            else:
+                return
 
     def expect(self, job: Job) -> None:
         """A job that this process makes in this moment. While nobody waits and a warm slot is free, its claim follows at its heels.
 
         Both go down the same line to Redis. A job that was not made, or not put in line, is simply not there to be claimed.
         """
-        if self._group is not None and not (self._stopping or self._line or self._line_is_cut):
+        if self._group is not None and not self._stopping and self._line.is_empty:
             self._group.create_task(self._place_expected(self._group, job))
 
     async def _place_expected(self, group: asyncio.TaskGroup, job: Job) -> None:
         await asyncio.sleep(0)  # its making is on its way by then, and Redis busy with it
         candidate = Candidate.of(job)
-        if (placement := self._choose([candidate])) is not None and placement.warm and not self._line:
+        if (placement := self._choose([candidate])) is not None and placement.warm and self._line.is_empty:
             self._expected.add(job.id)
             self._place(group, placement, candidate)
 
@@ -222,7 +213,7 @@ class Dispatcher:
     def _place(self, group: asyncio.TaskGroup, placement: Placement, candidate: Candidate) -> None:
         instance = self._instances[placement.instance]
         slots = instance.place(candidate)
-        self._claiming.add(candidate.job_id)
+        self._line.begin_claim(candidate.job_id)
         group.create_task(self._claim(group, instance, candidate, slots, placement.warm))
 
     async def _claim(self, group: asyncio.TaskGroup, instance: Instance, candidate: Candidate, slots: int, warm: bool) -> None:
@@ -244,13 +235,13 @@ class Dispatcher:
             log.warning("claim waits for Redis", extra={"error": error.message})
             await asyncio.sleep(0.5)
         finally:
-            self._claiming.discard(candidate.job_id)
+            self._line.end_claim(candidate.job_id)
         if claim is None:
             # Another dispatcher was quicker, or has the slot: look again at what is left.
             self._expected.discard(candidate.job_id)
             instance.held.pop(candidate.job_id, None)
             self._ended.set()
-            self._line_due = 0.0
+            self._line.look_again()
             await asyncio.sleep(CONTENTION_S)
             self._wake.set()
             return
@@ -261,50 +252,13 @@ class Dispatcher:
     def _list_loras_in_use(self) -> set[str]:
         """Files that jobs wait for, run with, or were placed with since the last call."""
         placed, self._placed_loras = self._placed_loras, set()
-        waiting = (candidate.lora_files for candidate in self._candidates.values())
+        waiting = (candidate.lora_files for candidate in self._line.candidates.values())
         running = ({lora.file for lora in execution.claim.job.spec.loras} for execution in self._executions.values())
         return placed.union(*waiting, *running)
 
-    async def _look_ahead(self) -> list[Candidate]:
-        """The next in line, as of a look at Redis that is recent enough. What came since then is known from the feed."""
-        if time.monotonic() > self._line_due:
-            window = LOOK_AHEAD + len(self._claiming)
-            front, loads = await self._store.peek(window, list(self._instances))
-            ids = [job_id for job_id in front if job_id not in self._claiming][:LOOK_AHEAD]
-            self._line_is_cut = len(front) == window
-            # A short line was seen whole: the feed keeps it so, and there is no order to get wrong.
-            self._line_due = time.monotonic() + (WHOLE_LINE_S if len(ids) <= 2 else LINE_S)
-            self._line = ids
-            for name, load in loads.items():
-                if name in self._instances:
-                    self._instances[name].look(load)
-            unknown = [job_id for job_id in ids if job_id not in self._candidates]
-            for job in await self._store.load_many(unknown) if unknown else []:
-                self._remember(job)
-        known = [job_id for job_id in self._line if job_id in self._candidates]
-        dated = date_line([self._candidates[job_id] for job_id in known[:LOOK_AHEAD]], now_ms())
-        self._candidates.update((candidate.job_id, candidate) for candidate in dated)
-        return dated
-
-    def _remember(self, job: Job) -> None:
-        candidate, known = Candidate.of(job), self._candidates.get(job.id)
-        self._candidates[job.id] = replace(candidate, seen_ms=known.seen_ms, first_ms=known.first_ms) if known else candidate
-        while len(self._candidates) > REMEMBERED:
-            self._candidates.popitem(last=False)
-
-    def _join_line(self, job: Job) -> None:
-        """A new job stands behind those already seen, until the next look puts it where it belongs; one in a hurry brings that about."""
-        self._remember(job)
-        if job.spec.priority == "high":
-            self._line_due = 0.0
-        elif job.id not in self._line and job.id not in self._claiming and not self._line_is_cut:
-            self._line.append(job.id)
-            if len(self._line) > 2:
-                self._line_due = min(self._line_due, time.monotonic() + LINE_S)
-
     def _wake_if_any_waits(self) -> None:
         """A slot is free. The feed told of every job that waits; one that it missed is found at the next idle look."""
-        if self._candidates:
+        if self._line.candidates:
             self._wake.set()
 
     def _observe(self, job_id: str, kind: str, status: str, data: bytes) -> None:
@@ -320,7 +274,7 @@ class Dispatcher:
                 self._expected.discard(job_id)
                 return
             try:
-                self._join_line(Job.model_validate_json(data))
+                self._line.join(Job.model_validate_json(data))
             except ValidationError:
                 log.warning("unreadable status event", extra={"job_id": job_id})
             self._wake.set()
@@ -330,9 +284,7 @@ class Dispatcher:
         elif status in TERMINAL:
             self._audience.forget(job_id)
             self._expected.discard(job_id)
-            self._candidates.pop(job_id, None)
-            if job_id in self._line:
-                self._line.remove(job_id)
+            self._line.leave(job_id)
             self._wake_if_any_waits()
 
     # -- executions --------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from comfy_workflows.graph import find_sinks
 from gateway.comfy.client import HistoryEntry, OutputFile
@@ -22,13 +22,13 @@ from gateway.dispatch.ingest import Early, Ingest
 from gateway.dispatch.instance import Instance
 from gateway.dispatch.progress import ProgressTracker
 from gateway.dispatch.prompt import DeadlinePassed, GoneFromInstance, Prompt
+from gateway.dispatch.writer import LeaseLost, Writer, persist
 from gateway.errors import (
     InstanceError,
     InstanceUnreachable,
     Moderated,
     ModerationUnavailable,
     PromptRejected,
-    RedisUnavailable,
     StorageUnavailable,
     Unavailable,
 )
@@ -37,21 +37,11 @@ from gateway.jobs.records import Claim, EventDraft, output_events, status_event
 from gateway.jobs.store import JobStore
 from gateway.settings import Settings
 
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
 
-# Events of one burst travel together; below what a person can see, above what a Redis round trip costs.
-FLUSH_S = 0.02
-# A node that ticks faster than that is told by its newest step alone.
-BURST = 16
 PREVIEW_S = 0.1
 MAX_PREVIEW_BYTES = 200_000
 MAX_TAKEOVERS = 5
-
-
-class LeaseLost(Exception):
-    """Somebody else is this job's writer now; whatever we still know is theirs to find out."""
 
 
 class Execution:
@@ -79,10 +69,7 @@ class Execution:
         self._prompt = Prompt(claim.job.prompt_id or "", self._graph_to_submit(), sinks, instance, settings, self._on_message)
         self._prompt.stop_wanted = claim.job.status is JobStatus.CANCELING
         self._cancel_wanted = self._prompt.stop_wanted
-        self._pending: list[EventDraft] = []
-        self._wake_flush = asyncio.Event()
-        self._writing = asyncio.Lock()
-        self._written: Job | None = None  # the record as of the last write; only progress changes more often
+        self._writer = Writer(claim, store, lambda: (self.job, self._tracker.current), self.cancel)
         self._early: dict[OutputFile, Early] = {}  # pictures that are fetched before the prompt's end
         self._node_error: ErrorData | None = None
         self._preview_due = 0.0
@@ -118,7 +105,7 @@ class Execution:
         self._on_slot_free()
 
     async def _run(self, resumed: bool) -> None:
-        flusher = asyncio.create_task(self._flush_for_ever())
+        writing = asyncio.create_task(self._write_for_ever())
         since_claim_s = (now_ms() - (self.job.claimed_ms or now_ms())) / 1000
         try:
             if not resumed:
@@ -141,10 +128,16 @@ class Execution:
             return
         finally:
             # Never in the middle of a write: its events would be lost.
-            async with self._writing:
-                flusher.cancel()
+            async with self._writer.writing:
+                writing.cancel()
         self._instance.breaker.record_success()
         await self._conclude(entry)
+
+    async def _write_for_ever(self) -> None:
+        try:
+            await self._writer.write_for_ever()
+        except LeaseLost:
+            self._prompt.abandon()
 
     async def _bring_inputs(self) -> None:
         try:
@@ -158,7 +151,7 @@ class Execution:
         """Between claim and submit a process may be paused or kept waiting: what somebody else has taken over must not run for nobody."""
         if time.monotonic() - self.claim.asked_s < self._settings.lease_s / 3:
             return
-        status = (await self._persist(lambda: self._store.renew([self.claim], self._settings.lease_s)))[self.claim.id]
+        status = (await persist(lambda: self._store.renew([self.claim], self._settings.lease_s)))[self.claim.id]
         if status == "lost":
             raise LeaseLost(self.claim.id)
         if status == JobStatus.CANCELING:
@@ -185,14 +178,14 @@ class Execution:
             self._fetch_early(message.data)
         progress = self._tracker.apply(message, now_ms())
         if progress is not None:
-            self._queue_event((EventKind.PROGRESS, "", progress.model_dump_json()))
+            self._writer.queue((EventKind.PROGRESS, "", progress.model_dump_json()))
 
     def _start(self) -> None:
         if self.job.started_ms is None:
             started = now_ms()
             metrics = self.job.metrics.model_copy(update={"queue_ms": started - self.job.spec.created_ms})
             self.job = self.job.model_copy(update={"status": JobStatus.RUNNING, "started_ms": started, "metrics": metrics})
-            self._queue_event(status_event(self.job))
+            self._writer.queue(status_event(self.job))
 
     def _fetch_early(self, said: ExecutedData) -> None:
         """A node's pictures are whole when it tells of them, a little before the prompt's end. They count when the prompt succeeds."""
@@ -209,54 +202,7 @@ class Execution:
         if is_small and time.monotonic() >= self._preview_due and self._is_watched(self.claim.id):
             self._preview_due = time.monotonic() + PREVIEW_S
             data = {"mime": preview.content_type, "base64": base64.b64encode(preview.image).decode()}
-            self._queue_event((EventKind.PREVIEW, "", json.dumps(data)))
-
-    def _queue_event(self, event: EventDraft) -> None:
-        if len(self._pending) >= BURST and event[0] is EventKind.PROGRESS and self._pending[-1][0] is EventKind.PROGRESS:
-            self._pending[-1] = event
-        else:
-            self._pending.append(event)
-        self._wake_flush.set()
-
-    # -- writing -----------------------------------------------------------------------------------------------
-
-    async def _flush_for_ever(self) -> None:
-        while True:
-            await self._wake_flush.wait()
-            # All jobs write at the same moments, so that their news travel together.
-            await asyncio.sleep(FLUSH_S - time.monotonic() % FLUSH_S)
-            try:
-                await self._flush()
-            except LeaseLost:
-                self._prompt.abandon()
-                return
-
-    async def _flush(self, *, free_slot: bool = False) -> None:
-        async with self._writing:
-            self._wake_flush.clear()
-            events, self._pending = self._pending, []
-            if not events and not free_slot:
-                return
-            fields: dict[str, Any] = {"progress": self._tracker.current}
-            if self.job is not self._written:
-                fields["warm"], self._written = self.job.warm, self.job
-                if self.job.started_ms is not None:
-                    fields |= {"status": self.job.status.value, "started_ms": self.job.started_ms, "metrics": self.job.metrics}
-            self.claim.writes += 1
-            write = self.claim.writes
-            status = await self._persist(lambda: self._store.update(self.claim, fields, events, free_slot=free_slot, write=write))
-        if status == "lost":
-            raise LeaseLost(self.claim.id)
-        if status == JobStatus.CANCELING:
-            self.cancel()
-
-    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Redis may be away for a while: the same write is tried until it is back, and counts once."""
-        while True:
-            try:
-                return await call()
-            except RedisUnavailable:
-                await asyncio.sleep(0.5)
+            self._writer.queue((EventKind.PREVIEW, "", json.dumps(data)))
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -292,7 +238,7 @@ class Execution:
 
     async def _leave_instance(self) -> None:
         """ComfyUI is done with the prompt: its slot goes to the next job before anything else is done for this one."""
-        await self._flush(free_slot=True)
+        await self._writer.flush(free_slot=True)
         self._on_slot_free()
 
     async def _end_stopped(self) -> None:
@@ -315,7 +261,7 @@ class Execution:
         if not self.job.avoid and not self._cancel_wanted:
             log.warning("out of memory, one more try", extra={"instance": self._instance.id})
             await self._take_inputs_away()
-            if await self._persist(lambda: self._store.requeue(self.claim, avoid=(self._instance.id,))) != "canceling":
+            if await persist(lambda: self._store.requeue(self.claim, avoid=(self._instance.id,))) != "canceling":
                 return
         asked = {name: self.job.spec.parameters.get(name) for name in ("width", "height", "num_images")}
         details = {**described.details, **asked, "base_model": self.job.spec.base_model}
@@ -376,10 +322,7 @@ class Execution:
         ran = self.job.started_ms is not None and not self.job.cached
         made_on = self._instance.machine if ran else self.job.made_on
         self.job = self.job.model_copy(update={"status": status, "finished_ms": now_ms(), "made_on": made_on})
-        drafts = [*self._pending, *events]
-        self._pending = []
-        if not await self._persist(lambda: self._store.finish(self.claim, self.job, drafts)):
-            raise LeaseLost(self.claim.id)
+        await self._writer.finish(self.job, events)
         await self._take_inputs_away()
 
     async def _give_back(self, reason: Exception) -> None:
@@ -394,5 +337,5 @@ class Execution:
             await self._fail(JobError(code="instance_lost", message=message, hint="GET /v1/instances shows what the instances say."))
             return
         await self._take_inputs_away()
-        if await self._persist(lambda: self._store.requeue(self.claim, avoid=self.job.avoid)) == "canceling":
+        if await persist(lambda: self._store.requeue(self.claim, avoid=self.job.avoid)) == "canceling":
             await self._finish(JobStatus.CANCELED)

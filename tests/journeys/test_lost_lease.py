@@ -9,9 +9,10 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
-from gateway.dispatch.execution import Execution, LeaseLost
+from gateway.dispatch.execution import Execution
 from gateway.dispatch.ingest import Ingest
 from gateway.dispatch.instance import Instance
+from gateway.dispatch.writer import LeaseLost
 from gateway.jobs.records import Claim
 from gateway.jobs.store import JobStore
 from gateway.moderation.verdicts import Moderation
