@@ -218,7 +218,10 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
         batch_store = BatchStore(redis, ttl_s=settings.job_ttl_s, per_caller=settings.max_batches_per_caller)
         batches = Batches(batch_store, store, admission, registry, feed)
         batch_pictures = BatchPictures(batch_store, store, storage)
-        measured = build_metrics_app(gauges, lambda: dispatcher is None or dispatcher.is_ready)
+        warmth, warmed = Warmth(settings, catalog, admission, registry, fleet), asyncio.Event()
+        measured = build_metrics_app(
+            gauges, lambda: dispatcher is None or (dispatcher.is_ready and (warmed.is_set() or not settings.warm_up))
+        )
         deliveries = DeliveryStore(redis)
         webhooks = Webhooks(settings, deliveries, storage, outside, metrics)
         keys, usage = KeyStore(redis), Usage(redis)
@@ -244,6 +247,8 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             loops["the metrics port"] = serve_metrics(settings, measured)
         if dispatcher is not None:
             loops["the dispatcher"] = dispatcher.run()
+            if settings.warm_up:
+                loops["the warm-up"] = warmth.warm_up(store, warmed)
         async with _running(loops, storage):
             yield Runtime(
                 settings=settings,
@@ -275,7 +280,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 gauges=gauges,
                 foresight=Foresight(admission, store, registry),
                 reproduction=Reproduction(admission, store, storage),
-                warmth=Warmth(settings, catalog, admission, registry, fleet),
+                warmth=warmth,
                 workflow_records=workflow_records,
                 workflow_edits=workflow_edits,
                 batch_store=batch_store,

@@ -116,6 +116,9 @@ class Settings(BaseSettings):
     stop_after_running_s: float = Field(
         0.0, ge=0, description="Seconds a dispatcher that is told to stop waits for what runs; then, or at 0 at once, it hands jobs over."
     )
+    warm_up: bool = Field(
+        False, description="A dispatcher loads DEFAULT_BASE_MODEL on its instances before METRICS_PORT answers `/ready` with 200."
+    )
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of `python -m gateway.dispatch` that serves its metrics. 0: none.")
     slots_per_instance: int = Field(
         2, ge=1, le=8, description="Prompts kept in one ComfyUI: one runs, the rest wait so that the GPU never does."

@@ -148,6 +148,12 @@ def test_the_base_model_comes_by_the_gateways_own_command(monkeypatch: pytest.Mo
     assert container["securityContext"] == get_containers()["gateway"]["securityContext"]
 
 
+def test_a_pod_is_ready_once_it_is_warm() -> None:
+    dispatcher = get_containers()["dispatcher"]
+    assert {"name": "WARM_UP", "value": "true"} in dispatcher["env"]
+    assert dispatcher["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "metrics"}
+
+
 def test_scaling_goes_by_metrics_that_are_exported() -> None:
     (scaled,) = (thing for thing in list_manifests("overlays/gpu") if thing["kind"] == "ScaledObject")
     assert scaled["spec"]["scaleTargetRef"]["name"] == find("Deployment", "instance")["metadata"]["name"]

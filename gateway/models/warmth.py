@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
 from comfy_workflows.catalog import Catalog
@@ -10,14 +12,22 @@ from comfy_workflows.workflow import Workflow
 from gateway.admission import Admission, Wish
 from gateway.auth import Caller
 from gateway.dispatch.fleet import missing
-from gateway.errors import Conflict, NoInstance, NotFound, Unprocessable
-from gateway.instances import FleetRegistry, InstanceFacts, InstanceRegistry
+from gateway.errors import Conflict, FluxgateError, NoInstance, NotFound, RedisUnavailable, Unprocessable
+from gateway.instances import FleetRegistry, InstanceFacts, InstanceRegistry, instance_id
 from gateway.jobs.model import Job
+from gateway.jobs.store import JobStore
 from gateway.settings import Settings
 from gateway.workflows.errors import translate_workflow_error
 
+log = logging.getLogger(__name__)
+
+# A model of 24 GB from a slow volume takes minutes.
+WARM_UP_S = 900.0
+LOOK_S = 0.5
 # Parameters that a picture is the smaller for.
 _SIZES = ("width", "height", "size", "steps", "num_images")
+# Who asks at a start: nobody with a key.
+WARMER = Caller("warm-up", frozenset({"admin"}))
 
 
 class Warmth:
@@ -29,8 +39,11 @@ class Warmth:
         self._settings, self._catalog, self._admission = settings, catalog, admission
         self._registry, self._fleet = registry, fleet
 
-    async def load(self, base_model: str, instance: str | None, caller: Caller) -> tuple[str, Job | None]:
-        """(where it is loaded or will be, the job that loads it; None when it is there already)"""
+    async def load(self, base_model: str, instance: str | None, caller: Caller, wait_s: float | None = None) -> tuple[str, Job | None]:
+        """(where it is loaded or will be, the job that loads it; None when it is there already)
+
+        `wait_s`: how long the job may wait in the queue; by default as long as any.
+        """
         workflow = self._choose_workflow(base_model)
         wish = Wish(workflow.name, _make_smallest(workflow, base_model), "high", {"load": base_model}, "off")
         rendered = await self._admission.prepare(wish, caller)
@@ -40,8 +53,43 @@ class Warmth:
         if chosen.base_model == base_model:
             return chosen.id, None
         item = self._admission.seal(rendered, wish)
-        job, _ = await self._admission.enqueue(item._replace(spec=item.spec.model_copy(update={"pinned": chosen.id})))
+        only = {"pinned": chosen.id, **({} if wait_s is None else {"queue_timeout_s": wait_s})}
+        job, _ = await self._admission.enqueue(item._replace(spec=item.spec.model_copy(update=only)))
         return chosen.id, job
+
+    async def warm_up(self, store: JobStore, warmed: asyncio.Event) -> None:
+        """For ever: load the default base model once on each instance of the settings, then set `warmed`. What cannot be is logged."""
+        base_model, names = self._settings.default_base_model, [instance_id(url) for url in self._settings.comfyui_urls]
+        try:
+            async with asyncio.timeout(WARM_UP_S):
+                await asyncio.gather(*(self._warm(base_model, name, store) for name in names))
+        except TimeoutError:
+            log.warning("not warm in time", extra={"base_model": base_model, "wait_s": WARM_UP_S})
+        warmed.set()
+        await asyncio.Event().wait()
+
+    async def _warm(self, base_model: str, name: str, store: JobStore) -> None:
+        job: Job | None = None
+        while job is None or not job.is_terminal:
+            try:
+                if job is None:
+                    _, job = await self.load(base_model, name, WARMER, wait_s=WARM_UP_S)
+                    if job is None:
+                        return
+                else:
+                    job = await store.load(job.id) or job
+            except (NotFound, Conflict, RedisUnavailable):
+                # It has not been seen yet, or nobody is seen at the moment.
+                pass
+            except FluxgateError as error:
+                log.warning("not warmed up", extra={"instance": name, "error": error.message})
+                return
+            await asyncio.sleep(LOOK_S)
+        told = {"instance": name, "base_model": base_model, "job_id": job.id}
+        if job.status == "succeeded":
+            log.info("warmed up", extra=told)
+        else:
+            log.warning("not warmed up", extra=told | {"error": job.error.message if job.error else job.status})
 
     async def unload(self, instance: str | None) -> list[str]:
         """The instances that let go of their models within seconds, each when the prompt that it runs has ended."""

@@ -14,7 +14,7 @@ import pytest
 from local.child import Child, pick_free_port
 from tests.deployment import make_dispatcher, running
 from tests.journeys.api import SseEvent, fetch, strip_signatures, wait_until
-from tests.journeys.plant import SLOW, Plant, list_statuses, running_plant
+from tests.journeys.plant import SLOW, Plant, list_statuses, restart, running_plant
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +153,21 @@ def test_one_dispatcher_does_not_forget_what_anothers_instance_has(plant: Plant,
         # Its port opens a little after it has told of its instances.
         with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as http:
             assert http.get(f"http://127.0.0.1:{port}/ready").status_code == 503
+
+
+def test_it_is_ready_once_the_base_model_is_loaded(plant: Plant, dispatcher: Child, tmp_path: Path) -> None:
+    dispatcher.stop()
+    restart(plant.engine)
+    port = pick_free_port()
+    warmer = make_dispatcher(tmp_path, plant.env | {"WARM_UP": "true", "METRICS_PORT": str(port), "LOG_LEVEL": "INFO"}, plant.gateway.url)
+
+    def is_warm() -> bool:
+        models = {model["id"]: model for model in plant.api.http.get("/v1/models").json()["data"]}
+        return bool(models[plant.env["DEFAULT_BASE_MODEL"]]["warm_on"])
+
+    with running(warmer), httpx.Client(transport=httpx.HTTPTransport(retries=8)) as http:
+        wait_until(lambda: http.get(f"http://127.0.0.1:{port}/ready").status_code == 200, "the warm-up")
+        assert '"warmed up"' in warmer.log_path.read_text(), "not before"
+        wait_until(is_warm, "the model, without any caller's job")
+        assert not [job for job in plant.api.http.get("/v1/generations").json()["data"] if job["metadata"].get("load")], "nobody's job"
+    dispatcher.start()
