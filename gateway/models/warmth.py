@@ -9,7 +9,7 @@ from typing import Any
 from comfy_workflows.catalog import Catalog
 from comfy_workflows.errors import UnknownBaseModel
 from comfy_workflows.workflow import Workflow
-from gateway.admission import Admission, Wish
+from gateway.admission import Admission, Rendered, Wish
 from gateway.auth import Caller
 from gateway.dispatch.fleet import missing
 from gateway.errors import Conflict, FluxgateError, NoInstance, NotFound, RedisUnavailable, Unprocessable
@@ -39,23 +39,13 @@ class Warmth:
         self._settings, self._catalog, self._admission = settings, catalog, admission
         self._registry, self._fleet = registry, fleet
 
-    async def load(self, base_model: str, instance: str | None, caller: Caller, wait_s: float | None = None) -> tuple[str, Job | None]:
-        """(where it is loaded or will be, the job that loads it; None when it is there already)
-
-        `wait_s`: how long the job may wait in the queue; by default as long as any.
-        """
-        workflow = self._choose_workflow(base_model)
-        wish = Wish(workflow.name, _make_smallest(workflow, base_model), "high", {"load": base_model}, "off")
-        rendered = await self._admission.prepare(wish, caller)
-        chosen = await self._choose_instance(base_model, instance, self._admission.beside_published(rendered))
-        # An unload that nobody has done yet would undo it: the last wish counts.
-        await self._fleet.keep_models(chosen.id)
+    async def load(self, base_model: str, instance: str | None, caller: Caller) -> tuple[str, Job | None]:
+        """(where it is loaded or will be, the job that loads it; None when it is there already)"""
+        wish = self._wish_for(base_model)
+        rendered, chosen = await self._choose(wish, base_model, instance, caller)
         if chosen.base_model == base_model:
             return chosen.id, None
-        item = self._admission.seal(rendered, wish)
-        only = {"pinned": chosen.id, **({} if wait_s is None else {"queue_timeout_s": wait_s})}
-        job, _ = await self._admission.enqueue(item._replace(spec=item.spec.model_copy(update=only)))
-        return chosen.id, job
+        return chosen.id, await self._order(wish, rendered, pinned=chosen.id)
 
     async def warm_up(self, store: JobStore, warmed: asyncio.Event) -> None:
         """For ever: load the default base model once on each instance of the settings, then set `warmed`. What cannot be is logged."""
@@ -69,13 +59,14 @@ class Warmth:
         await asyncio.Event().wait()
 
     async def _warm(self, base_model: str, name: str, store: JobStore) -> None:
+        """It may have been started anew since it was last heard of, so that it is loaded there already is not believed."""
         job: Job | None = None
         while job is None or not job.is_terminal:
             try:
                 if job is None:
-                    _, job = await self.load(base_model, name, WARMER, wait_s=WARM_UP_S)
-                    if job is None:
-                        return
+                    wish = self._wish_for(base_model)
+                    rendered, chosen = await self._choose(wish, base_model, name, WARMER)
+                    job = await self._order(wish, rendered, pinned=chosen.id, queue_timeout_s=WARM_UP_S)
                 else:
                     job = await store.load(job.id) or job
             except (NotFound, Conflict, RedisUnavailable):
@@ -100,6 +91,22 @@ class Warmth:
         if names:
             await self._fleet.want_free(names)
         return names
+
+    def _wish_for(self, base_model: str) -> Wish:
+        workflow = self._choose_workflow(base_model)
+        return Wish(workflow.name, _make_smallest(workflow, base_model), "high", {"load": base_model}, "off")
+
+    async def _choose(self, wish: Wish, base_model: str, instance: str | None, caller: Caller) -> tuple[Rendered, InstanceFacts]:
+        rendered = await self._admission.prepare(wish, caller)
+        chosen = await self._choose_instance(base_model, instance, self._admission.beside_published(rendered))
+        # An unload that nobody has done yet would undo it: the last wish counts.
+        await self._fleet.keep_models(chosen.id)
+        return rendered, chosen
+
+    async def _order(self, wish: Wish, rendered: Rendered, **where: Any) -> Job:
+        item = self._admission.seal(rendered, wish)
+        job, _ = await self._admission.enqueue(item._replace(spec=item.spec.model_copy(update=where)))
+        return job
 
     def _choose_workflow(self, base_model: str) -> Workflow:
         """One that needs nothing but this base model: the default one where it fits."""
