@@ -17,6 +17,8 @@ from bench.proxy import PromptTimes, TcpProxy
 from bench.raw import RawClient, load_graph, open_raw_client
 
 JOBS = 40
+# Only a garbage collection of the whole heap, or somebody else's work on the machine, takes that long between two prompts.
+STALL_MS = 50
 ROUNDS = 3
 HOLD_PUT_S = 0.3
 COLORS = itertools.count(random.randrange(1 << 20))
@@ -37,6 +39,11 @@ class Trace:
         spans = sorted((start, times.ended_ms[prompt_id]) for prompt_id, start in times.started_ms.items())
         self.runs_ms += [end - start for start, end in spans]
         self.gaps_ms += [following[0] - span[1] for span, following in itertools.pairwise(spans)]
+
+    @property
+    def plain_gaps_ms(self) -> list[float]:
+        """Without the instance's own stalls: which feed they fall to is chance."""
+        return [gap for gap in self.gaps_ms if gap <= STALL_MS]
 
     @property
     def idle_share(self) -> float:
@@ -81,15 +88,35 @@ async def measure(feeds: dict[str, Feed], times: PromptTimes, jobs: int, rounds:
     return traces
 
 
+def _compare(ours: list[float], direct: list[float]) -> str:
+    """The ratio of the means."""
+    base = summarize(direct).mean
+    return f"{summarize(ours).mean / base:.2f}" if base else "-"
+
+
 def report(traces: dict[str, Trace]) -> str:
-    header = ("backlog fed by", "run p50 ms", "gap mean ms", "gap p50", "gap p95", "gap max", "idle share", "gap vs. direct")
-    direct = summarize(next(iter(traces.values())).gaps_ms).mean
+    header = (
+        "backlog fed by",
+        "run p50 ms",
+        "gap mean ms",
+        "gap p50",
+        "gap p95",
+        "gap max",
+        "idle share",
+        "gap vs. direct",
+        f"over {STALL_MS} ms",
+        "mean without",
+        "vs. direct",
+    )
+    first = next(iter(traces.values()))
     rows = []
     for name, trace in traces.items():
         gaps = summarize(trace.gaps_ms)
         numbers = (f"{gaps.mean:.2f}", f"{gaps.p50:.0f}", f"{gaps.p95:.0f}", f"{gaps.largest:.0f}")
-        ratio = f"{gaps.mean / direct:.2f}" if direct else "-"
-        rows.append((name, f"{summarize(trace.runs_ms).p50:.0f}", *numbers, f"{trace.idle_share * 100:.2f} %", ratio))
+        ratios = (_compare(trace.gaps_ms, first.gaps_ms), _compare(trace.plain_gaps_ms, first.plain_gaps_ms))
+        stalls, plain = str(len(trace.gaps_ms) - len(trace.plain_gaps_ms)), f"{summarize(trace.plain_gaps_ms).mean:.2f}"
+        share = f"{trace.idle_share * 100:.2f} %"
+        rows.append((name, f"{summarize(trace.runs_ms).p50:.0f}", *numbers, share, ratios[0], stalls, plain, ratios[1]))
     return format_table(header, rows)
 
 

@@ -191,8 +191,10 @@ class Execution:
         """A node's pictures are whole when it tells of them, a little before the prompt's end. They count when the prompt succeeds."""
         for file in self._files(HistoryEntry.heard({said.node: said.output or {}})):
             if file not in self._early:
-                client, spec = self._instance.client, self.job.spec
-                self._early[file] = self._ingest.fetch_early(client, spec, file, companion=self._companion)
+                instance, spec = self._instance, self.job.spec
+                self._early[file] = self._ingest.fetch_early(
+                    instance.client, spec, file, companion=self._companion, after=instance.changeover.passed
+                )
 
     def _show_preview(self, preview: Preview) -> None:
         # A whole picture sent as a frame is no preview: the live feed is bounded by count, not by size.
@@ -208,6 +210,7 @@ class Execution:
 
     async def _conclude(self, entry: HistoryEntry | None) -> None:
         ended_ms = now_ms()
+        await self._instance.changeover.passed()
         execution_ms = ended_ms - self.job.started_ms if self.job.started_ms is not None else None
         if execution_ms is not None:
             self._instance.learn(self.claim.id, execution_ms / 1000, self._prompt.submitted_s)

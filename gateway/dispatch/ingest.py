@@ -112,10 +112,13 @@ class Ingest:
             except InstanceError as error:
                 log.warning("input not removed", extra={"file": given.file, "error": error.message})
 
-    def fetch_early(self, client: ComfyClient, spec: JobSpec, file: OutputFile, *, companion: bool) -> Early:
-        """Begin to fetch a picture whose prompt has not ended yet. What goes wrong with it is tried again when it has."""
+    def fetch_early(
+        self, client: ComfyClient, spec: JobSpec, file: OutputFile, *, companion: bool, after: Callable[[], Awaitable[None]]
+    ) -> Early:
+        """Begin to fetch a picture whose prompt has not ended yet, `after` that. What goes wrong with it is tried again when it has."""
 
         async def fetch() -> Picture | None:
+            await after()
             async with self._turn:
                 try:
                     return await self._fetch(client, spec, file, companion)

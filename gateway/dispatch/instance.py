@@ -15,6 +15,7 @@ from gateway.comfy.client import ComfyClient, OutputFile
 from gateway.comfy.companion import SAVE_NODE
 from gateway.comfy.socket import InstanceSocket
 from gateway.dispatch.breaker import Breaker
+from gateway.dispatch.changeover import Changeover
 from gateway.dispatch.fleet import Candidate, InstanceView
 from gateway.dispatch.pace import Pace
 from gateway.errors import InstanceError, RedisUnavailable
@@ -63,6 +64,7 @@ class Instance:
         self.socket = InstanceSocket(url, session)
         self.catalog: Catalog | None = None
         self.breaker = Breaker()
+        self.changeover = Changeover()
         self.draining = False
         self.yielding = False  # a training has the GPU
         self.freed_for: str | None = None

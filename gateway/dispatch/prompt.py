@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from gateway.comfy.client import HistoryEntry
-from gateway.comfy.messages import Executed, Executing, ExecutionSuccess, Message, Preview
+from gateway.comfy.messages import Executed, Executing, ExecutionStart, ExecutionSuccess, Message, Preview
 from gateway.dispatch.instance import Instance
 from gateway.errors import InstanceError, InstanceUnreachable, PromptRejected
 from gateway.settings import Settings
@@ -53,6 +53,7 @@ class Prompt:
         self.stop_wanted = False
         self._graph, self._settings, self._on_message = graph, settings, on_message
         self._news = asyncio.Event()  # the end marker came, or the wish to stop
+        self._has_started = False
         self._has_ended = False
         self._has_succeeded = False
         self._outputs: dict[str, dict[str, Any]] = {}  # by node, as heard
@@ -92,23 +93,32 @@ class Prompt:
             return await self._wait_for_end(deadline)
         finally:
             self.instance.socket.forget(self.id)
+            self.instance.changeover.leave(self.id)
 
     def _hear(self, message: Message | Preview) -> None:
         self._last_sign = time.monotonic()
         self._on_message(message)
-        if isinstance(message, Executed):
+        if isinstance(message, ExecutionStart):
+            self._has_started = True
+            self.instance.changeover.leave(self.id)
+        elif isinstance(message, Executed):
             self._outputs[message.data.node] = message.data.output or {}
+            if self._outputs.keys() >= set(self._sinks):
+                self.instance.changeover.begin()
         elif isinstance(message, ExecutionSuccess):
             self._has_succeeded = True
         if isinstance(message, Executing) and message.data.node is None:
             self._has_ended = True
             self._news.set()
+            self.instance.changeover.begin()
 
     async def _submit(self) -> None:
         self._client_id = self.instance.socket.client_id
         try:
             await self.instance.client.submit(self.id, self._client_id, self._graph)
             self.submitted_s = time.monotonic()
+            if not self._has_started:
+                self.instance.changeover.stand_behind(self.id)
         except PromptRejected:
             raise
         except InstanceError:
