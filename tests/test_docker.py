@@ -42,6 +42,8 @@ PER_BUILD = {"VERSION", "REGISTRY", "TORCH_INDEX"}
 def test_versions_are_pinned_in_one_file() -> None:
     versions = read_versions()
     assert not [name for name, value in versions.items() if "latest" in value or not re.search(r"\d", value)]
+    images = {name: value for name, value in versions.items() if name.endswith("_IMAGE")}
+    assert not [name for name, value in images.items() if not re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", value)]
     others = [*DOCKERFILES, DOCKER / "bake.hcl", ROOT / "compose.yaml", ROOT / "compose.cpu.yaml"]
     long_enough = {name: value for name, value in versions.items() if len(value) > 4}
     assert not [(path.name, name) for path in others for name, value in long_enough.items() if value in path.read_text()]
