@@ -46,7 +46,6 @@ class StateGauges:
             depth, oldest_ms = await self._store.depth(), await self._store.oldest_ms()
             unfinished, trainers = await self._trainings.count_unfinished(), len(await self._machines.all())
             facts, memory = await self._registry.all(), await _ask_memory(self._redis)
-            used = await asyncio.gather(*(self._store.slots_used(instance.id) for instance in facts))
         except RedisUnavailable as error:
             log.warning("state not read for a scrape", extra={"error": error.message})
             self._forget()
@@ -62,8 +61,8 @@ class StateGauges:
             metrics.trainers.set(trainers)
             for status in TRAINING_STATES:
                 metrics.trainings.labels(status).set(unfinished.get(status, 0))
-            for instance, slots_used in zip(facts, used, strict=True):
-                self._show(instance, slots_used)
+            for instance in facts:
+                self._show(instance)
         return generate_latest(self._metrics.registry)
 
     def _forget(self) -> None:
@@ -74,11 +73,11 @@ class StateGauges:
         for gauge in (metrics.trainings, *metrics.of_instances):
             gauge.clear()
 
-    def _show(self, facts: InstanceFacts, slots_used: int) -> None:
+    def _show(self, facts: InstanceFacts) -> None:
         metrics = self._metrics
         metrics.instance_up.labels(facts.id).set(int(facts.state == "up"))
         metrics.slots.labels(facts.id).set(facts.slots)
-        metrics.slots_used.labels(facts.id).set(slots_used)
+        metrics.slots_used.labels(facts.id).set(facts.slots_used)
         metrics.instance_training.labels(facts.id).set(int(facts.state == "training"))
         for gauge, size_bytes in ((metrics.vram_total, facts.vram_total_bytes), (metrics.vram_free, facts.vram_free_bytes)):
             if size_bytes is not None:

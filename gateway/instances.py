@@ -18,6 +18,10 @@ from gateway.redis_client import RedisClient, translate_redis
 # Facts that nobody renewed for this long are those of an instance nobody watches any more.
 FACTS_TTL_S = 20
 RECENT_S = 1.0
+# The longest that the letting go of models is taken to be under way: a dispatcher that died at it says nothing more.
+FREEING_S = 30.0
+LOOK_S = 0.05
+_REMOVED = b"removed"
 CATALOG_TTL_S = 24 * 3600
 # Of the 12 nodes of our Flux graph 6 give what the job before had already, and loading another base model gives 3 more.
 RESULTS_A_JOB = 10
@@ -105,7 +109,7 @@ class FleetRegistry:
         """By id. What was said at run time wins over the settings' list."""
         members = {instance_id(url): Member(url=url) for url in urls}
         for name, raw in (await self._redis.hgetall("fluxgate:fleet")).items():
-            if raw == b"removed":
+            if raw == _REMOVED:
                 members.pop(name.decode(), None)
             else:
                 members[name.decode()] = Member.model_validate_json(raw)
@@ -121,7 +125,7 @@ class FleetRegistry:
     @translate_redis
     async def remove(self, name: str) -> None:
         """Let an instance go, also one that the settings name."""
-        await self._redis.hset("fluxgate:fleet", name, "removed")
+        await self._redis.hset("fluxgate:fleet", name, _REMOVED)
 
     @translate_redis
     async def want_free(self, names: Iterable[str]) -> None:
@@ -130,14 +134,41 @@ class FleetRegistry:
 
     @translate_redis
     async def keep_models(self, name: str) -> None:
-        """Whoever wanted an instance free has been answered by a later wish."""
+        """Whoever wanted an instance free has been answered by a later wish. What is done of the earlier one already is done to its end."""
         await self._redis.hdel("fluxgate:free", name)
+        for _ in range(int(FREEING_S / LOOK_S)):
+            if not await self._redis.exists(f"fluxgate:freeing:{name}"):
+                return
+            await asyncio.sleep(LOOK_S)
 
     @translate_redis
     async def take_free(self, names: Iterable[str]) -> list[str]:
-        """Of these instances, those that shall let go of their models; each is told to one asker only."""
+        """Of these instances, those that shall let go of their models; each is told to one asker only, who then calls `end_freeing`."""
         wanted = {name.decode() for name in await self._redis.hkeys("fluxgate:free")}
-        return [name for name in names if name in wanted and await self._redis.hdel("fluxgate:free", name)]
+        return [name for name in names if name in wanted and await self._begin_freeing(name)]
+
+    async def _begin_freeing(self, name: str) -> bool:
+        """Marked before the wish is gone, so that whoever withdraws it sees the one or the other."""
+        if not await self._redis.set(f"fluxgate:freeing:{name}", 1, nx=True, px=int(FREEING_S * 1000)):
+            return False
+        if await self._redis.hdel("fluxgate:free", name):
+            return True
+        await self._redis.delete(f"fluxgate:freeing:{name}")
+        return False
+
+    @translate_redis
+    async def end_freeing(self, name: str) -> None:
+        """What was known to be loaded there has been forgotten, or is still there."""
+        await self._redis.delete(f"fluxgate:freeing:{name}")
+
+
+def _bring_up_to_date(raw: bytes, wish: bytes | None, used: int, warm: list[bytes | None]) -> InstanceFacts:
+    """Facts as published, with what Redis itself knows better."""
+    facts = InstanceFacts.model_validate_json(raw)
+    facts.slots_used, facts.base_model, facts.loras = used, (warm[0] or b"").decode() or None, sorted(json.loads(warm[1] or "[]"))
+    if facts.state != "down" and wish and (wish == _REMOVED or Member.model_validate_json(wish).draining):
+        facts.state = "draining"
+    return facts
 
 
 class InstanceRegistry:
@@ -190,13 +221,33 @@ class InstanceRegistry:
 
     @translate_redis
     async def all(self) -> list[InstanceFacts]:
-        """Every instance some dispatcher watches, by id."""
-        ids = sorted(member.decode() for member in await self._redis.smembers("fluxgate:instances"))
-        raws = await self._redis.mget([f"fluxgate:instance:{instance}" for instance in ids]) if ids else []
-        gone = [instance for instance, raw in zip(ids, raws, strict=True) if raw is None]
-        if gone:
+        """Every instance some dispatcher watches, by id; a removed one as long as it holds jobs. What it holds, what is loaded there and
+        whether it drains are read as they are now, the rest is as its dispatcher last saw it."""
+        ids = sorted(await self.watched())
+        if not ids:
+            return []
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.mget([f"fluxgate:instance:{instance}" for instance in ids])
+            pipeline.hmget("fluxgate:fleet", ids)
+            for instance in ids:
+                pipeline.scard(f"fluxgate:slots:{instance}")
+                pipeline.hmget(f"fluxgate:warm:{instance}", "base_model", "loras")
+            raws, wishes, *loads = await pipeline.execute()
+        if gone := [instance for instance, raw in zip(ids, raws, strict=True) if raw is None]:
             await self._redis.srem("fluxgate:instances", *gone)
-        return [InstanceFacts.model_validate_json(raw) for raw in raws if raw is not None]
+        seen = zip(raws, wishes, loads[::2], loads[1::2], strict=True)
+        return [_bring_up_to_date(raw, wish, used, warm) for raw, wish, used, warm in seen if raw and (used or wish != _REMOVED)]
+
+    @translate_redis
+    async def watched(self) -> set[str]:
+        """Ids of all that some dispatcher watches, or watched a moment ago."""
+        return {member.decode() for member in await self._redis.smembers("fluxgate:instances")}
+
+    @translate_redis
+    async def base_model_on(self, instance: str) -> str | None:
+        """What is loaded there now."""
+        raw = await self._redis.hget(f"fluxgate:warm:{instance}", "base_model")
+        return raw.decode() if raw else None
 
     @translate_redis
     async def note_base_models(self, names: Iterable[str], now_ms: int) -> None:

@@ -56,3 +56,27 @@ async def test_of_an_unload_and_a_load_the_last_counts(redis_client: RedisClient
     await fleet.want_free(["one", "other"])
     await fleet.keep_models("one")
     assert await fleet.take_free(["one", "other"]) == ["other"]
+    await fleet.want_free(["other"])
+    assert await fleet.take_free(["one", "other"]) == [], "it is being done"
+    await fleet.end_freeing("other")
+    assert await fleet.take_free(["one", "other"]) == ["other"]
+
+
+async def test_what_redis_knows_better_than_a_dispatcher_said_is_told(redis_client: RedisClient) -> None:
+    registry, fleet = InstanceRegistry(redis_client), FleetRegistry(redis_client)
+    for name in ("loaded", "let-go", "leaving", "gone", "down"):
+        said = {"base_model": "long-ago", "loras": ["old"], "slots_used": 7, "state": "down" if name == "down" else "up"}
+        await registry.publish(InstanceFacts(id=name, url=f"http://{name}", **said))
+    await redis_client.hset("fluxgate:warm:loaded", mapping={"base_model": "now", "loras": '["b", "a"]', "recent": "[]"})
+    await redis_client.sadd("fluxgate:slots:leaving", "gen_1")
+    for name in ("leaving", "gone", "down"):
+        await fleet.remove(name)
+    await redis_client.sadd("fluxgate:slots:down", "gen_2")
+    seen = {facts.id: (facts.state, facts.base_model, facts.loras, facts.slots_used) for facts in await registry.all()}
+    assert seen == {
+        "loaded": ("up", "now", ["a", "b"], 0),
+        "let-go": ("up", None, [], 0),
+        "leaving": ("draining", None, [], 1),
+        "down": ("down", None, [], 1),
+    }
+    assert await registry.watched() == {"loaded", "let-go", "leaving", "gone", "down"}

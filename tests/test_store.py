@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.instances import FleetRegistry, Member
 from gateway.jobs.model import EventKind, JobError, JobStatus, Output
 from gateway.jobs.records import Load, status_event
 from gateway.jobs.store import JobStore
@@ -90,6 +91,21 @@ async def test_an_instance_is_not_given_more_than_its_slots(store: JobStore) -> 
     assert await line(store) == ["three"], "a refused claim leaves the job in line"
     await store.update(first, {}, free_slot=True, write=1)
     await take(store, "three")
+
+
+async def test_one_that_drains_or_was_removed_is_given_nothing_from_that_moment(store: JobStore, redis_client: RedisClient) -> None:
+    """Whatever the dispatcher has heard; what it holds it keeps."""
+    fleet = FleetRegistry(redis_client)
+    await create(store, "one", "two")
+    held = await take(store, "one", instance="a-1")
+    name = await fleet.put(Member(url="http://a:1"))
+    assert (name, held.job.instance) == ("a-1", "a-1")
+    for leave in (lambda: fleet.put(Member(url="http://a:1", draining=True)), lambda: fleet.remove(name)):
+        await leave()
+        assert await claim(store, "two", instance="a-1") is None
+        assert await store.renew([held], LEASE_S) == {"one": "queued"}
+    await fleet.put(Member(url="http://a:1"))
+    await take(store, "two", instance="a-1")
 
 
 async def test_a_lease_lives_by_renewal(store: JobStore, clock: Clock) -> None:

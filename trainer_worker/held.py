@@ -39,14 +39,13 @@ class Held:
     def __init__(
         self, claim: Claim, settings: Settings, store: TrainingStore, storage: Storage, redis: RedisClient, moderation: Moderation
     ) -> None:
-        self.claim, self.settings, self.storage = claim, settings, storage
+        self.claim, self.settings, self.store, self.storage = claim, settings, store, storage
         self.datasets, self.loras, self.registry = DatasetStore(redis), LoraRegistry(redis), InstanceRegistry(redis)
         self.journal = Journal(claim, store, storage, moderation)
         self.stop = threading.Event()
         self.is_lost = False
         gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
         self.turn = GpuTurn(gpu, claim.id, settings.training_lease_s, self.registry, measure_free_gpu)
-        self._store = store
         if claim.job.status is JobStatus.CANCELING:
             self.stop.set()
 
@@ -88,7 +87,7 @@ class Held:
                 self.is_lost = True
                 self.stop.set()
             try:
-                status = (await self._store.renew([self.claim], self.settings.training_lease_s))[self.claim.id]
+                status = (await self.store.renew([self.claim], self.settings.training_lease_s))[self.claim.id]
                 await self.turn.keep()
                 self.is_lost = self.is_lost or status == "lost"
                 if status in ("lost", JobStatus.CANCELING):

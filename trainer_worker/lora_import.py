@@ -59,11 +59,11 @@ async def _unless_stopped(held: Held, work: Coroutine[Any, Any, Lora]) -> Lora |
 
 async def _take_in(held: Held, folder: Path) -> Lora:
     asked = held.claim.job.spec.parameters
-    source = await held.loras.source_of(held.claim.id)
-    if source is None:
+    given = await held.store.source_of(held.claim.id)
+    if given is None:
         raise NotFound("Where the file is to come from is not known any more.", code="lora_source_gone", hint="Ask for the import again.")
     path = folder / "source.safetensors"
-    await _fetch(held, source, path)
+    await _fetch(held, Source.model_validate_json(given), path)
     await _require_hash(path, asked.get("sha256"))
     await held.journal.stage("publish", "The LoRA is checked and stored.")
     return await publish(

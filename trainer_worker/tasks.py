@@ -10,7 +10,6 @@ from contextlib import suppress
 import aiohttp
 
 from gateway.jobs.trainings import CAPTIONING, IMPORT, TrainingStore
-from gateway.loras.registry import LoraRegistry
 from gateway.moderation.verdicts import open_moderation
 from gateway.redis_client import connect_redis
 from gateway.settings import Settings
@@ -47,7 +46,6 @@ async def _run(job_id: str, settings: Settings) -> None:
         async with aiohttp.ClientSession() as session:
             with suppress(LeaseLost):
                 await Held(claim, settings, store, storage, redis, open_moderation(settings, session)).run(work)
-                await LoraRegistry(redis).forget_source(job_id)
     finally:
         storage.close()
         await redis.aclose()

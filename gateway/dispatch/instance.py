@@ -22,6 +22,7 @@ from gateway.errors import InstanceError, RedisUnavailable
 from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, count_kept_jobs, instance_id, reduce_catalog
 from gateway.jobs.model import Machine, now_ms
 from gateway.jobs.records import Load
+from gateway.jobs.store import JobStore
 from gateway.loras.registry import Lora, LoraRegistry, describe_lora
 from gateway.plain_http import PlainHttp
 
@@ -120,6 +121,12 @@ class Instance:
         """What Redis says it holds now. Our own jobs are known better here than there."""
         self.load = load
         self.held_by_others = max(0, load.slots_used - len(self.held))
+
+    async def free(self, store: JobStore) -> None:
+        """Have it let go of its models, and forget that they were there. ComfyUI does it between two prompts. Raises InstanceError."""
+        await self.client.free()
+        await store.forget_warm(self.id)
+        self.load = Load(self.load.slots_used, None, frozenset())
 
     def place(self, candidate: Candidate) -> int:
         """A job is on its way there. The number of slots that may be used with it."""
@@ -233,7 +240,6 @@ class Instance:
     async def _publish(self, registry: InstanceRegistry) -> None:
         facts = self._facts
         facts.state = self._state()
-        facts.slots_used, facts.base_model, facts.loras = self.load.slots_used, self.load.base_model, sorted(self.load.lora_files)
         if self.breaker.state != "closed":
             facts.last_error = self.breaker.last_fault
         try:

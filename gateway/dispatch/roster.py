@@ -69,7 +69,7 @@ class Roster:
     async def _forget_others(self, wanted: dict[str, Member], known: Set[str] | None) -> Set[str] | None:
         """Keep what is known of our instances and of those that other dispatchers watch: their settings may name others."""
         try:
-            here = wanted.keys() | {facts.id for facts in await self._registry.recent()}
+            here = wanted.keys() | await self._registry.watched()
             if here != known:
                 await self._loras.keep_only(here)
         except RedisUnavailable:
@@ -102,7 +102,7 @@ class Roster:
             elif not instance.held and not await self._store.slots_used(instance.id):
                 if instance.freed_for != holder:
                     with suppress(InstanceError):
-                        await instance.client.free()
+                        await instance.free(self._store)
                         instance.freed_for = holder
                 await self._gpu.say_drained(holder, instance.id)
 
@@ -110,11 +110,11 @@ class Roster:
         """Models go where an admin wants them gone; ComfyUI does it between two prompts, so nothing that runs is disturbed."""
         for name in await self._fleet.take_free(self.instances):
             try:
-                await self.instances[name].client.free()
-                await self._store.forget_warm(name)
+                await self.instances[name].free(self._store)
             except InstanceError as error:
                 log.warning("models not freed yet", extra={"instance": name, "error": error.message})
                 await self._fleet.want_free([name])
+            await self._fleet.end_freeing(name)
 
     def _reconcile(self, group: asyncio.TaskGroup, wanted: dict[str, Member]) -> None:
         for name, member in wanted.items():

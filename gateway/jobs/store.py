@@ -258,7 +258,7 @@ class JobStore:
         lora_files: Iterable[str],
         recent_loras: Sequence[Iterable[str]] = (),
     ) -> Claim | None:
-        """Take a queued job for an instance; None when somebody else has it or the instance holds its share.
+        """Take a queued job for an instance; None when somebody else has it, or the instance holds its share or drains.
 
         `base_model` to `recent_loras` is what the instance will have loaded then, for the others to know (`Load`).
         """

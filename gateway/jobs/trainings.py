@@ -25,18 +25,27 @@ class TrainingStore(JobStore):
         self._create_training, self._claim_training, self._lost_trainings = load_scripts(redis, *names)
 
     @translate_redis
-    async def create_training(self, spec: JobSpec, *, key: IdempotencyKey | None = None) -> Admitted:
-        """Accept a training. It still has to be put into the worker's queue; one that is not is found by `lost`."""
+    async def create_training(self, spec: JobSpec, *, key: IdempotencyKey | None = None, source: str = "") -> Admitted:
+        """Accept a training. It still has to be put into the worker's queue; one that is not is found by `lost`.
+
+        `source` is for the worker alone and gone when the job ends, whatever way: a URL may hold a key.
+        """
         event = status_event(Job(spec=spec))[2]
         answer = await self._create_training(
             args=[
                 *(self._now(), spec.id, spec.caller, spec.created_ms, spec.model_dump_json(), event, self._limits.jobs_per_caller),
                 *self._idempotency_args(key),
-                *(private_webhook(spec), self._limits.gpu_seconds_per_day),
+                *(private_webhook(spec), self._limits.gpu_seconds_per_day, source),
             ]
         )
         parts = [part.decode() if isinstance(part, bytes) else part for part in answer]
         return self._admitted(spec, parts, key)
+
+    @translate_redis
+    async def source_of(self, job_id: str) -> bytes | None:
+        """As it was given to `create_training`; None when the job has ended."""
+        found: bytes | None = await self._redis.hget(f"fluxgate:job:{job_id}", "source")
+        return found
 
     @translate_redis
     async def claim_training(self, job_id: str, *, lease: str, lease_s: float) -> Claim | None:

@@ -57,7 +57,7 @@ class LoraImports:
         self._assets, self._outside, self._loras = assets, outside, loras
 
     async def admit(self, request: LoraImport, caller: Caller, key: IdempotencyKey | None = None) -> Job:
-        """Check, store, queue. Where the file comes from is kept apart from the record: a URL may hold a key."""
+        """Check, store, queue. Where the file comes from is kept from those who read the record: a URL may hold a key."""
         if self._settings.trainer == "off":
             hint = "Set TRAINER and run a trainer worker."
             raise Unprocessable("This deployment has no worker that could look at the file.", code="training_off", hint=hint)
@@ -78,8 +78,7 @@ class LoraImports:
             timeout_s=IMPORT_S,
             created_ms=now_ms(),
         )
-        await self._loras.note_source(job_id, source)
-        job = await self._trainings.start(spec, key)
+        job = await self._trainings.start(spec, key, source.model_dump_json())
         await self._loras.note_import(caller.id, request.name, job.id)
         return job
 
@@ -122,6 +121,5 @@ class LoraImports:
         if job is None:
             return False
         await self._trainings.cancel(job.id)
-        await self._loras.forget_source(job.id)
         await self._loras.forget_import(caller.id, name, job.id)
         return True

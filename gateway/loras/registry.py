@@ -58,8 +58,6 @@ class Source(BaseModel):
     size_bytes: int = 0
 
 
-SOURCE_TTL_S = 7 * 24 * 3600
-
 _LORAS = TypeAdapter(list[Lora])
 # ARGV: caller, name, job id.
 _FORGET_IMPORT = """
@@ -144,21 +142,6 @@ class LoraRegistry:
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hdel("fluxgate:published", file).hdel("fluxgate:lora_used", file)
             await pipeline.sadd("fluxgate:withdrawn", file).execute()
-
-    @translate_redis
-    async def note_source(self, job_id: str, source: Source) -> None:
-        """Where an import's file comes from; apart from its record, which people read."""
-        await self._redis.set(f"fluxgate:import:{job_id}", source.model_dump_json(), ex=SOURCE_TTL_S)
-
-    @translate_redis
-    async def source_of(self, job_id: str) -> Source | None:
-        raw = await self._redis.get(f"fluxgate:import:{job_id}")
-        return Source.model_validate_json(raw) if raw else None
-
-    @translate_redis
-    async def forget_source(self, job_id: str) -> None:
-        """The import has ended: a URL may hold a key."""
-        await self._redis.delete(f"fluxgate:import:{job_id}")
 
     @translate_redis
     async def note_import(self, caller: str, name: str, job_id: str) -> None:

@@ -43,7 +43,7 @@ class Warmth:
         """(where it is loaded or will be, the job that loads it; None when it is there already)"""
         wish = self._wish_for(base_model)
         rendered, chosen = await self._choose(wish, base_model, instance, caller)
-        if chosen.base_model == base_model:
+        if await self._registry.base_model_on(chosen.id) == base_model:
             return chosen.id, None
         return chosen.id, await self._order(wish, rendered, pinned=chosen.id)
 

@@ -25,17 +25,17 @@ def _present(facts: InstanceFacts) -> dict[str, Any]:
 
 @router.get("")
 async def list_instances(runtime: Runtime, caller: Admin) -> dict[str, Any]:
-    """Each ComfyUI: state, version, device, memory, what is loaded, what went wrong last."""
+    """Each ComfyUI: state, version, device, memory, what is loaded, what went wrong last. A removed one as long as it runs something."""
     return {"data": [_present(facts) for facts in await runtime.registry.all()]}
 
 
 @router.get("/{instance}")
 async def get_instance(instance: str, runtime: Runtime, caller: Admin) -> dict[str, Any]:
     """One ComfyUI by id."""
-    for facts in await runtime.registry.all():
-        if facts.id == instance:
-            return _present(facts)
-    raise _unknown(instance)
+    facts = await _see(runtime, instance)
+    if facts is None:
+        raise _unknown(instance)
+    return _present(facts)
 
 
 class NewInstance(BaseModel):
@@ -87,10 +87,18 @@ async def _set_draining(runtime: RuntimeState, instance: str, draining: bool) ->
 
 
 async def _find(runtime: RuntimeState, instance: str) -> Member:
+    """One that is to be used, or that dispatchers use by settings of their own."""
     member = (await runtime.fleet.wanted(runtime.settings.comfyui_urls)).get(instance)
-    if member is None:
+    if member is not None:
+        return member
+    facts = await _see(runtime, instance)
+    if facts is None:
         raise _unknown(instance)
-    return member
+    return Member(url=facts.url)
+
+
+async def _see(runtime: RuntimeState, instance: str) -> InstanceFacts | None:
+    return next((facts for facts in await runtime.registry.all() if facts.id == instance), None)
 
 
 def _unknown(instance: str) -> NotFound:

@@ -190,9 +190,9 @@ class Trainings:
         )
         return await self.start(spec, key)
 
-    async def start(self, spec: JobSpec, key: IdempotencyKey | None) -> Job:
+    async def start(self, spec: JobSpec, key: IdempotencyKey | None, source: str = "") -> Job:
         """Store and queue a job of the worker's; with a `key` seen before, the job is that of the first request."""
-        admitted = await self._store.create_training(spec, key=key)
+        admitted = await self._store.create_training(spec, key=key, source=source)
         if admitted.outcome == "created":
             await self.enqueue(spec.id)
         return await self._store.load(admitted.job_id) or Job(spec=spec)

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import redis
 import websockets
 from blake3 import blake3
 from PIL import Image
@@ -49,6 +50,21 @@ def announce_lora(redis_url: str, caller: str | None, name: str, **fields: Any) 
 
     asyncio.run(announce())
     return lora
+
+
+def make_private(redis_url: str, caller: str, file: str) -> None:
+    """The LoRA whose file lies on an instance is this caller's from now on."""
+    lora = announce_lora(redis_url, caller, "tok")
+    with redis.Redis.from_url(redis_url) as connection:
+        connection.hdel("fluxgate:published", lora.file)
+        connection.hset("fluxgate:published", file, lora.model_copy(update={"file": file}).model_dump_json())
+
+
+def use_lora(file: str) -> Json:
+    """A graph of one's own that names a file of a LoRA."""
+    model = {"class_type": "UNETLoader", "inputs": {"unet_name": "tinyflux.safetensors", "weight_dtype": "default"}}
+    lora = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["3", 0], "lora_name": file, "strength_model": 1.0}}
+    return {**RAW, "3": model, "4": lora}
 
 
 @dataclass
@@ -102,6 +118,13 @@ def acquire(http: httpx.Client, redis_url: str, caller: str) -> Belongings:
     assert raw.status_code in (200, 201, 202), raw.text
     mine.own("/api/v2/jobs/", "job_id", raw.json()["id"])
     return mine
+
+
+def hide(status: int, body: str, path: str) -> tuple[int, str]:
+    """An answer without what was asked for, which it may repeat."""
+    for part in path.split("/"):
+        body = body.replace(part, "…") if len(part) > 4 else body
+    return status, body
 
 
 def write_ticket(redis_url: str, *fields: Any) -> str:

@@ -1,5 +1,5 @@
-"""Two callers with everything shared but the key. Walks the OpenAPI document: a route that is added is tried by itself, and fails
-here until it is known what its path parameters mean."""
+"""Two callers with everything shared but the key, or the Hugging Face token. Walks the OpenAPI document: a route that is added is tried
+by itself, and fails here until it is known what its path parameters mean."""
 
 from __future__ import annotations
 
@@ -23,8 +23,21 @@ from gateway.settings import Settings
 from local.services import S3Server
 from tests.callers import as_caller, make_key
 from tests.deployment import describe_deployment, make_gateway, running
+from tests.hub_accounts import ACCOUNTS, token_of
+from tests.hub_server import running_hub
 from tests.journeys.api import Api
-from tests.journeys.belongings import RAW, Belongings, acquire, announce_lora, describe_training, draw_picture, open_socket, write_ticket
+from tests.journeys.belongings import (
+    Belongings,
+    acquire,
+    announce_lora,
+    describe_training,
+    draw_picture,
+    hide,
+    make_private,
+    open_socket,
+    use_lora,
+    write_ticket,
+)
 from tests.test_scopes import walk
 
 Json = dict[str, Any]
@@ -41,9 +54,12 @@ BODIES: dict[tuple[str, str], Json] = {
 }
 
 
+ADMIN_KEY = "the-operators-own-key-of-the-isolation-test"
+
+
 @dataclass
 class Two:
-    """A owns things; B has a key with the same scopes."""
+    """A owns things; B has a key with the same scopes. Or either has a Hugging Face token."""
 
     url: str
     redis_url: str
@@ -57,15 +73,32 @@ class Two:
 def two(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
     with redis.Redis.from_url(redis_server) as connection:
         connection.flushall()
-        changes = {"CACHE_TTL_S": "3600", "TRAINER": "tiny"}
-        gateway = make_gateway(tmp_path_factory.mktemp("gateway"), describe_deployment(redis_server, s3_server, engine, **changes))
-        with running(gateway), as_caller(gateway.url, None) as operator:
-            first = make_key(operator, "admin")
-            with as_caller(gateway.url, first["key"]) as admin:
+        with running_hub() as hub:
+            hub.accounts.update(ACCOUNTS)
+            changes = {"CACHE_TTL_S": "3600", "TRAINER": "tiny", "ADMIN_KEY": ADMIN_KEY, "AUTH": "hf", "HF_ENDPOINT": hub.url}
+            # For those without the scope `admin`, which no token has.
+            changes["RAW_GRAPHS"] = "all"
+            gateway = make_gateway(tmp_path_factory.mktemp("gateway"), describe_deployment(redis_server, s3_server, engine, **changes))
+            with running(gateway), as_caller(gateway.url, ADMIN_KEY) as admin:
                 keys = make_key(admin, *SCOPES), make_key(admin, *SCOPES)
-            with as_caller(gateway.url, keys[0]["key"]) as a, as_caller(gateway.url, keys[1]["key"]) as b:
-                yield Two(gateway.url, redis_server, a, b, keys, acquire(a, redis_server, keys[0]["caller"]))
+                with as_caller(gateway.url, keys[0]["key"]) as a, as_caller(gateway.url, keys[1]["key"]) as b:
+                    yield Two(gateway.url, redis_server, a, b, keys, acquire(a, redis_server, keys[0]["caller"]))
         connection.flushall()
+
+
+@pytest.fixture(scope="module")
+def tokens(two: Two) -> Iterator[Two]:
+    """Two users of Hugging Face on the same deployment; the first owns things."""
+    keys = tuple({"key": token_of(name), "caller": caller} for name, caller in (("ann", "hf:ann"), ("bob", "hf:Bob")))
+    with as_caller(two.url, keys[0]["key"]) as a, as_caller(two.url, keys[1]["key"]) as b:
+        yield Two(two.url, two.redis_url, a, b, (keys[0], keys[1]), acquire(a, two.redis_url, keys[0]["caller"]))
+
+
+@pytest.fixture(params=["key, key", "key, token", "token, key", "token, token"])
+def pair(request: pytest.FixtureRequest, two: Two, tokens: Two) -> Two:
+    """Whoever owns things, and whoever comes to see: by an API key or by a token."""
+    owner, visitor = (tokens if kind == "token" else two for kind in request.param.split(", "))
+    return Two(two.url, two.redis_url, owner.a, visitor.b, (owner.keys[0], visitor.keys[1]), owner.mine)
 
 
 # What makes something of the caller's own, or acts on what all share; ids in their bodies are tried one by one below.
@@ -135,49 +168,42 @@ def test_a_route_that_is_added_without_a_word_fails_here() -> None:
         fill("/v1/secrets/{secret_id}", Belongings())
 
 
-def hide(status: int, body: str, path: str) -> tuple[int, str]:
-    """An answer without what was asked for, which it may repeat."""
-    for part in path.split("/"):
-        body = body.replace(part, "…") if len(part) > 4 else body
-    return status, body
-
-
 @pytest.mark.parametrize(("method", "path"), WITH_IDS)
-def test_a_foreign_id_is_as_absent_as_one_that_never_was(two: Two, method: str, path: str) -> None:
-    own, absent = fill(path, two.mine)
+def test_a_foreign_id_is_as_absent_as_one_that_never_was(pair: Two, method: str, path: str) -> None:
+    own, absent = fill(path, pair.mine)
     asked = BODIES.get((method, path), {})
-    foreign, unknown = two.b.request(method, own, **asked), two.b.request(method, absent, **asked)
+    foreign, unknown = pair.b.request(method, own, **asked), pair.b.request(method, absent, **asked)
     assert foreign.status_code == 404, f"answered before it looked whose it is; give it a body in BODIES: {foreign.text}"
     assert hide(foreign.status_code, foreign.text, own) == hide(unknown.status_code, unknown.text, absent)
 
 
-def test_nothing_of_the_owner_was_touched(two: Two) -> None:
-    for (path, parameter), (own, _) in two.mine.ids.items():
+def test_nothing_of_the_owner_was_touched(pair: Two) -> None:
+    for (path, parameter), (own, _) in pair.mine.ids.items():
         if parameter not in ("digest", "name"):
-            assert two.a.get(f"{path}{own}").status_code == 200, (path, parameter)
-    assert two.a.get("/v1/loras/own-lora").json()["shared"] is False
-    training, _ = two.mine.ids["/v1/trainings/", "job_id"]
-    assert two.a.get(f"/v1/trainings/{training}").json()["status"] == "queued"
+            assert pair.a.get(f"{path}{own}").status_code == 200, (path, parameter)
+    assert pair.a.get("/v1/loras/own-lora").json()["shared"] is False
+    training, _ = pair.mine.ids["/v1/trainings/", "job_id"]
+    assert pair.a.get(f"/v1/trainings/{training}").json()["status"] == "queued"
 
 
 @pytest.mark.parametrize("path", SOCKETS)
-def test_a_foreign_socket_is_refused_as_an_unknown_one(two: Two, path: str) -> None:
-    own, absent = fill(path, two.mine)
-    key = two.keys[1]["key"]
-    foreign, unknown = open_socket(two.url + own, key), open_socket(two.url + absent, key)
+def test_a_foreign_socket_is_refused_as_an_unknown_one(pair: Two, path: str) -> None:
+    own, absent = fill(path, pair.mine)
+    key = pair.keys[1]["key"]
+    foreign, unknown = open_socket(pair.url + own, key), open_socket(pair.url + absent, key)
     assert foreign[0] == 404
     assert hide(*foreign, own) == hide(*unknown, absent)
-    assert open_socket(two.url + own, two.keys[0]["key"])[0] == 101
+    assert open_socket(pair.url + own, pair.keys[0]["key"])[0] == 101
 
 
 @pytest.mark.parametrize("path", LISTS)
-def test_no_list_and_no_count_tells_of_others(two: Two, path: str) -> None:
-    answer = two.b.get(path)
+def test_no_list_and_no_count_tells_of_others(pair: Two, path: str) -> None:
+    answer = pair.b.get(path)
     assert answer.status_code == 200, answer.text
-    assert not [secret for secret in two.mine.secrets if secret in answer.text]
+    assert not [secret for secret in pair.mine.secrets if secret in answer.text]
     if path in ("/v1/generations", "/v1/datasets", "/v1/trainings", "/v1/uploads", "/v1/batches"):
         assert answer.json()["data"] == []
-        assert two.a.get(path).json()["data"] != []
+        assert pair.a.get(path).json()["data"] != []
 
 
 @pytest.mark.parametrize(
@@ -191,14 +217,14 @@ def test_no_list_and_no_count_tells_of_others(two: Two, path: str) -> None:
         ("/api/v2/assets/from-hash", lambda own: {"hash": own("/api/v2/assets/", "digest")}),
     ],
 )
-def test_a_foreign_id_in_a_body_is_as_absent(two: Two, path: str, make_body: Any) -> None:
-    of_b = two.b.post("/v1/datasets", files=[("files", ("a.png", draw_picture()))], data={"trigger_word": "TOK"}).json()["id"]
-    two.mine.ids["B", "dataset"] = (of_b, of_b)
-    own, absent = (make_body(lambda *key, side=side: two.mine.ids[key][side]) for side in (0, 1))
-    foreign, unknown = two.b.post(path, json=own), two.b.post(path, json=absent)
+def test_a_foreign_id_in_a_body_is_as_absent(pair: Two, path: str, make_body: Any) -> None:
+    of_b = pair.b.post("/v1/datasets", files=[("files", ("a.png", draw_picture()))], data={"trigger_word": "TOK"}).json()["id"]
+    pair.mine.ids["B", "dataset"] = (of_b, of_b)
+    own, absent = (make_body(lambda *key, side=side: pair.mine.ids[key][side]) for side in (0, 1))
+    foreign, unknown = pair.b.post(path, json=own), pair.b.post(path, json=absent)
     assert foreign.status_code in (404, 422), foreign.text
     texts = [(answer.status_code, answer.text) for answer in (foreign, unknown)]
-    for value, other in two.mine.ids.values():
+    for value, other in pair.mine.ids.values():
         texts = [(status, text.replace(value, "…").replace(other, "…")) for status, text in texts]
     assert texts[0] == texts[1]
 
@@ -295,7 +321,7 @@ def test_of_two_loras_with_one_name_each_caller_gets_its_own(two: Two) -> None:
 def test_a_private_lora_on_an_instance_is_no_choice_of_another_callers_graph(two: Two) -> None:
     """ComfyUI runs whatever file is named; the gateway says that there is none, in the words for one that there is not."""
     [file] = [lora["file"] for lora in two.b.get("/v1/loras").json()["data"] if lora["name"] == "tok"]
-    make_private(two, file)
+    make_private(two.redis_url, two.keys[0]["caller"], file)
     try:
         foreign, unknown = (two.b.post("/api/v2/jobs", json={"workflow": use_lora(name)}) for name in (file, "no-such.safetensors"))
         assert foreign.status_code == 422
@@ -308,19 +334,6 @@ def test_a_private_lora_on_an_instance_is_no_choice_of_another_callers_graph(two
     finally:
         with redis.Redis.from_url(two.redis_url) as connection:
             connection.srem("fluxgate:withdrawn", file)
-
-
-def make_private(two: Two, file: str) -> None:
-    lora = announce_lora(two.redis_url, two.keys[0]["caller"], "tok")
-    with redis.Redis.from_url(two.redis_url) as connection:
-        connection.hdel("fluxgate:published", lora.file)
-        connection.hset("fluxgate:published", file, lora.model_copy(update={"file": file}).model_dump_json())
-
-
-def use_lora(file: str) -> Json:
-    model = {"class_type": "UNETLoader", "inputs": {"unet_name": "tinyflux.safetensors", "weight_dtype": "default"}}
-    lora = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["3", 0], "lora_name": file, "strength_model": 1.0}}
-    return {**RAW, "3": model, "4": lora}
 
 
 # -- tickets ---------------------------------------------------------------------------------------------------

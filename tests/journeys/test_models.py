@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
 
 from tests.journeys.api import Api, wait_until
 
@@ -40,7 +42,7 @@ def test_a_model_is_loaded_by_the_smallest_picture_and_let_go_again(api: Api) ->
         "steps": 1,
         "num_images": 1,
     }
-    wait_until(lambda: warm_on(api) == [instance], "the news")
+    assert warm_on(api) == [instance]
     assert load(api) == (200, {"object": "model.load", "base_model": "tinyflux", "instance": instance, "warm": True, "job": None})
     assert unload(api) == [instance]
     status, answer = load(api, instance=instance)
@@ -53,6 +55,26 @@ def test_letting_go_disturbs_nothing_that_runs(api: Api) -> None:
     instances = [one["id"] for one in api.http.get("/v1/instances").json()["data"]]
     assert unload(api, instance=instances[0]) == instances
     assert api.wait(job["id"])["status"] == "succeeded"
+
+
+def test_a_load_in_the_middle_of_a_letting_go_is_not_lost(api: Api, redis_server: str) -> None:
+    """The dispatcher has asked ComfyUI, and has not yet forgotten what was loaded: that is no longer so when the load is answered."""
+    if not warm_on(api):
+        api.wait(load(api)[1]["job"]["id"])
+    (instance,) = warm_on(api)
+    with redis.Redis.from_url(redis_server) as connection, ThreadPoolExecutor() as pool:
+        connection.set(f"fluxgate:freeing:{instance}", 1)
+        connection.hset("fluxgate:free", instance, 1)
+        answer = pool.submit(load, api)
+        wait_until(lambda: not connection.hexists("fluxgate:free", instance), "the later wish")
+        connection.delete(f"fluxgate:warm:{instance}", f"fluxgate:freeing:{instance}")
+    status, told = answer.result()
+    assert (status, told["warm"]) == (202, False)
+    api.wait(told["job"]["id"])
+    # And right after one: no news of the dispatcher's is waited for.
+    assert warm_on(api) == [instance]
+    unload(api)
+    assert load(api)[0] == 202
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,8 @@ local function close(id, now, ttl_s, succeeded)
   redis.call('ZREM', leases_key(id), id)
   redis.call('ZREM', 'fluxgate:deadlines', id)
   redis.call('SREM', 'fluxgate:active:' .. facts[2], id)
-  redis.call('HDEL', key, 'lease')
+  -- Where an imported file came from may hold a key of its sender's.
+  redis.call('HDEL', key, 'lease', 'source')
   if facts[3] then
     if redis.call('GET', 'fluxgate:twin:' .. facts[3]) == id then redis.call('DEL', 'fluxgate:twin:' .. facts[3]) end
     release_followers(id, succeeded)

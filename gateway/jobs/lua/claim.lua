@@ -1,5 +1,5 @@
 -- now, id, instance, lease, lease_ms, slots, prompt_id, base model, its LoRAs and those of recent jobs as JSON
---   ->  {1, record, graph, job in the cache that made the same or ''} claimed · {0} no longer queued · {-1} the instance holds its share
+--   ->  {1, record, graph, job in the cache that made the same or ''} claimed · {0} no longer queued · {-1} the instance holds its share or drains
 local now, id, instance = clock(ARGV[1]), ARGV[2], ARGV[3]
 local key = job_key(id)
 local facts = redis.call('HMGET', key, 'status', 'priority', 'caller', 'lease', 'twin', 'reuse')
@@ -7,6 +7,9 @@ local source = facts[5] and facts[6] == '1' and redis.call('GET', 'fluxgate:cach
 -- Sent twice over a broken connection: the first one counted.
 if facts[4] == ARGV[4] then return {1, redis.call('HGETALL', key), redis.call('GET', 'fluxgate:graph:' .. id), source} end
 if facts[1] ~= 'queued' or facts[4] then return {0} end
+-- What admins said counts at once, whether or not this dispatcher has heard it.
+local wish = redis.call('HGET', 'fluxgate:fleet', instance)
+if wish and (wish == 'removed' or cjson.decode(wish).draining) then return {-1} end
 if redis.call('SCARD', slots_key(instance)) >= tonumber(ARGV[6]) then return {-1} end
 -- A job that follows its twin does not stand in line, but keeps its time to wait.
 if not redis.call('ZSCORE', 'fluxgate:queued', id) then return {0} end

@@ -1,5 +1,5 @@
 -- now, id, caller, created_ms, spec, event, caller limit, idempotency key, body hash, idempotency ttl_s, webhook or '',
--- GPU seconds a day or 0
+-- GPU seconds a day or 0, where an imported file comes from or ''
 --   ->  {'created'} · {'replay', body hash, job id} · {'caller_full', jobs, limit} · {'gpu_spent', seconds, limit}
 -- A training stands in the worker's queue, not in the dispatchers'. Until a worker claims it,
 -- whoever looks for lost trainings sees it after a few seconds, so that a crash between here and that queue forgets nothing.
@@ -18,6 +18,7 @@ if idempotency ~= '' then
 end
 redis.call('HSET', key, 'spec', ARGV[5], 'kind', 'training', 'status', 'queued', 'caller', caller, 'attempts', 0, 'revision', 0)
 if ARGV[11] ~= '' then redis.call('HSET', key, 'webhook', ARGV[11]) end
+if ARGV[13] ~= '' then redis.call('HSET', key, 'source', ARGV[13]) end
 redis.call('ZADD', 'fluxgate:trainings:' .. caller, ARGV[4], id)
 redis.call('SADD', 'fluxgate:active:' .. caller, id)
 redis.call('ZADD', 'fluxgate:leases:training', now + 5000, id)
