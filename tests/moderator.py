@@ -30,12 +30,16 @@ def judge(case: Json) -> Json:
 
 @dataclass
 class Moderator:
-    """`answers`: what it says instead of a verdict, one after the other: (status, body, seconds until it says it)."""
+    """`answers`: what it says instead of a verdict, one after the other: (status, body, seconds until it says it).
+
+    `blind` to colours it refuses every picture.
+    """
 
     url: str
     asked: list[Json] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     answers: list[tuple[int, bytes, float]] = field(default_factory=list)
+    blind: bool = False
 
     def of(self, stage: str) -> list[Json]:
         return [case for case in self.asked if case["stage"] == stage]
@@ -52,7 +56,8 @@ def running_moderator() -> Iterator[Moderator]:
                 case["picture"]["bytes"] = base64.b64decode(case["picture"]["base64"])
             state.asked.append(case)
             state.headers.append(dict(self.headers))
-            status, body, pause_s = state.answers.pop(0) if state.answers else (200, json.dumps(judge(case)).encode(), 0.0)
+            verdict = {"allowed": False, "reason": "any", "categories": []} if state.blind and case.get("picture") else judge(case)
+            status, body, pause_s = state.answers.pop(0) if state.answers else (200, json.dumps(verdict).encode(), 0.0)
             time.sleep(pause_s)
             with suppress(ConnectionError):
                 self.send_response(status)

@@ -36,7 +36,7 @@ BLOCKS = {
 def read_blocks() -> dict[str, str]:
     """Every block of the list, as it stands there."""
     told = metadata("comfy-sdk")
-    blocks = re.findall(r"^```python\n(.*?)^```", told.get("Description") or str(told.get_payload()), re.M | re.S)
+    blocks = re.findall(r"^```python\n(.*?)^```", told["Description"], re.M | re.S)
     found = {name: [block for block in blocks if line in block] for name, line in BLOCKS.items()}
     assert all(len(those) == 1 for those in found.values()), found
     return {name: those[0] for name, those in found.items()}
@@ -73,7 +73,13 @@ def run_readme(folder: Path, graph: Graph, say: Callable[[str], None]) -> Graph:
     blocks, shown = read_blocks(), list[Image.Image]()
     # The README's own graph is abridged: it stands for one that runs.
     blocks["a graph in memory"] = re.sub(r"^graph = \{.*?^\}\n", "", blocks["a graph in memory"], flags=re.M | re.S)
-    left: Graph = {**vars(comfy_sdk), "graph": graph, "show": shown.append, "shown": shown, "print": lambda *said: say(" ".join(map(str, said)))}
+    left: Graph = {
+        **vars(comfy_sdk),
+        "graph": graph,
+        "show": shown.append,
+        "shown": shown,
+        "print": lambda *said: say(" ".join(map(str, said))),
+    }
     for name, block in blocks.items():
         say(f"# {name}")
         if name == "deleting an asset":

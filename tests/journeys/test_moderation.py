@@ -15,6 +15,7 @@ import pytest
 import redis
 from PIL import Image
 
+from gateway.loras.registry import Lora
 from local.services import S3Server
 from local.tinyflux.weights import MODEL_DIR
 from tests.deployment import describe_deployment, make_gateway, running, wait_for_answers
@@ -38,7 +39,9 @@ class Hall:
     judge: Moderator
     bucket: Path
     redis_url: str
+    log_path: Path
     unjudged: Json  # a red picture, drawn before there was a judge
+    unjudged_text: Json  # as old, for a text that the judge refuses
 
     def kept(self) -> tuple[set[str], set[str]]:
         """Names in Redis, and files in the bucket."""
@@ -58,12 +61,13 @@ def hall(redis_server: str, s3_server: S3Server, engine: str, tmp_path_factory: 
         api = Api(free.url)
         with api.http:
             unjudged = api.run(workflow="trivial", color=RED, cache="refresh")
+            unjudged_text = api.run(**SMALL, prompt=BAD)
     with running_moderator() as judge:
         gateway = make_gateway(folder, {**env, "MODERATION": judge.url, "MODERATION_SECRET": SECRET, "MODERATION_TIMEOUT_S": "5"})
         with running(gateway):
             api = Api(gateway.url)
             with api.http:
-                yield Hall(api, judge, s3_server.data_dir / env["S3_BUCKET"], redis_server, unjudged)
+                yield Hall(api, judge, s3_server.data_dir / env["S3_BUCKET"], redis_server, gateway.log_path, unjudged, unjudged_text)
 
 
 # -- before ----------------------------------------------------------------------------------------------------
@@ -139,6 +143,33 @@ def test_a_training_is_refused_for_what_it_would_learn_or_draw(hall: Hall, chang
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["details"].get("parameter")) == (422, "moderated", parameter), error
     assert hall.api.http.get("/v1/trainings").json()["data"] == []
+
+
+def test_a_text_that_is_refused_by_now_is_not_run_again(hall: Hall) -> None:
+    before = hall.kept()
+    answer = hall.api.http.post(f"/v1/generations/{hall.unjudged_text['id']}/reproduce")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["details"]["parameter"]) == (422, "moderated", "workflow"), error
+    assert hall.kept() == before
+
+
+def test_a_lora_whose_words_are_refused_is_kept_without_pictures(hall: Hall) -> None:
+    """One that was published before there was a judge; on the instance there is a file of its name."""
+    words = f"a {WORD} thing"
+    lora = Lora(name="tok", file="tok.safetensors", owner="local", base_model="tinyflux", trigger_word=words)
+    before = hall.api.http.get("/v1/generations").json()["data"]
+    with redis.Redis.from_url(hall.redis_url) as connection:
+        connection.hset("fluxgate:published", lora.file, lora.model_dump_json(exclude={"instances"}))
+        try:
+            wait_until(lambda: any(words in asked["texts"] for asked in hall.judge.of("prompt")), "the judge to be asked")
+            wait_until(lambda: "before and after are refused by moderation" in hall.log_path.read_text(), "what is said of it")
+            shown = hall.api.http.get("/v1/loras/tok").json()
+            assert (shown["trigger_word"], shown["before"], shown["after"]) == (words, None, None)
+        finally:
+            connection.hdel("fluxgate:published", lora.file)
+            connection.delete(f"fluxgate:pictures:{lora.file}")
+    assert [job["id"] for job in hall.api.http.get("/v1/generations").json()["data"]] == [job["id"] for job in before]
+    assert words not in hall.log_path.read_text()
 
 
 def test_while_the_judge_does_not_answer_nothing_is_queued(hall: Hall) -> None:
