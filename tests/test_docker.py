@@ -190,6 +190,8 @@ def test_ports_are_the_same_everywhere() -> None:
         assert "8188" in (DOCKER / name / "start.sh").read_text()
     assert "reverse_proxy gateway:8000" in (DOCKER / "caddy" / "Caddyfile").read_text()
     assert "flush_interval -1" in (DOCKER / "caddy" / "Caddyfile").read_text()
+    # With its port, if it has one: the signature covers it.
+    assert "header_up Host {hostport}" in (DOCKER / "caddy" / "Caddyfile").read_text()
 
 
 def test_health_is_asked_where_it_is_answered() -> None:
