@@ -24,6 +24,8 @@ from tests.docker_files import DOCKER, fill, read_command, read_compose, read_en
 from tests.test_docker import draw_secrets
 
 FILES = ("compose.yaml", "compose.cpu.yaml")
+# Where things lie and listen differs; what they are does not.
+PLACES = {"REDIS_URL", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL", "COMFYUI_URLS", "LORA_DIR", "TRAINING_DIR"}
 IMAGES = {"gateway": "gateway", "comfyui": "local", "trainer": "local"}
 
 
@@ -130,5 +132,13 @@ def test_make_run_starts_the_same_from_the_same_settings(tmp_path: Path) -> None
     secrets = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     assert set(plan.gateway_env) <= set(said) | secrets
     assert set(said) | secrets <= {name.upper() for name in Settings.model_fields}
-    for name in ("DEFAULT_BASE_MODEL", "TRAINER", "CAPTION_PROVIDER", "BASE_MODEL_PATHS", "S3_BUCKET", "S3_REGION"):
+    for name in set(said) & set(plan.gateway_env) - PLACES:
         assert plan.gateway_env[name] == said[name].replace("/src/", f"{ROOT}/"), name
+    # What compose alone says is what it is without being said, but for where secrets lie and who may scrape.
+    alone = set(said) - set(plan.gateway_env) - {"SECRETS_DIR", "METRICS_PORT"}
+    unsaid = Settings.model_construct()
+    assert {name: said[name] for name in alone} == {name: getattr(unsaid, name.lower()) or "" for name in alone}
+    # One table for both processes, here and there.
+    waiting = fill(services["trainer"]["environment"], {})
+    assert waiting == {name: value for name, value in said.items() if name != "METRICS_PORT"}
+    assert plan.gateway_env.items() <= ours["trainer"]._env.items()
