@@ -46,6 +46,9 @@ CORS: dict[str, Any] = {
     "expose_headers": ["Idempotency-Replayed", "Location", "Preference-Applied", "Retry-After", "X-Request-ID"],
 }
 
+# Newer FastAPIs look at each request whether somebody listens by OpenTelemetry; numbers and log lines are our own (`telemetry.py`).
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the app; connections are opened when it starts. Raises BrokenWorkflow for a folder that cannot be served, and JudgeBroken."""
@@ -57,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.runtime, app.state.loop = runtime, asyncio.get_running_loop()
             yield
 
-    app = FastAPI(title="Fluxgate", version=version("fluxgate"), lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="Fluxgate", version=version("fluxgate"), lifespan=lifespan, redoc_url=None, telemetry=NO_TELEMETRY)
     install_error_handlers(app)
     app.include_router(generations.creation)
     app.include_router(generations.router)
