@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gateway.instances import FleetRegistry, Member
 from gateway.jobs.model import EventKind, JobError, JobStatus, Output
 from gateway.jobs.records import Load, status_event
@@ -106,6 +108,27 @@ async def test_one_that_drains_or_was_removed_is_given_nothing_from_that_moment(
         assert await store.renew([held], LEASE_S) == {"one": "queued"}
     await fleet.put(Member(url="http://a:1"))
     await take(store, "two", instance="a-1")
+
+
+async def test_a_slot_that_was_left_goes_to_the_job_that_is_claimed_with_that_news(store: JobStore) -> None:
+    await create(store, "one", "two", "three", "four")
+    first, second = await take(store, "one"), await take(store, "two")
+    foreign = replace(second, lease="another's")
+    assert await claim(store, "three", left=(foreign,)) is None, "only who has the lease may say so"
+    await take(store, "three", left=(first,))
+    assert (first.holds_slot, second.holds_slot) == (False, True)
+    assert await store.slots_used("a") == 2
+    assert await claim(store, "four", left=(first,)) is None
+
+
+async def test_an_end_that_is_the_first_to_be_written_tells_of_the_start(store: JobStore) -> None:
+    await create(store, "one")
+    taken = await take(store, "one")
+    ended = taken.job.model_copy(update={"status": JobStatus.SUCCEEDED, "started_ms": 5, "warm": True})
+    assert await store.finish(taken, ended)
+    job = await store.load("one")
+    assert job is not None
+    assert (job.started_ms, job.warm) == (5, True)
 
 
 async def test_a_lease_lives_by_renewal(store: JobStore, clock: Clock) -> None:

@@ -6,7 +6,7 @@ Three dispatchers share one Redis. A crash forgets what a dispatcher holds; an a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -166,13 +166,18 @@ class StoreMachine(RuleBasedStateMachine):
         number=st.integers(0, 8),
         in_line=st.booleans(),
         is_answered=st.sampled_from([True, True, True, False]),
+        left=st.lists(claims, max_size=2),
     )
-    def claim(self, who: int, instance: str, number: int, in_line: bool, is_answered: bool) -> Any:
+    def claim(self, who: int, instance: str, number: int, in_line: bool, is_answered: bool, left: list[Claim]) -> Any:
+        """Who claims says also which jobs have left the instance; one that somebody else leads now, or elsewhere, keeps its slot."""
         line = self.run(self.store.peek(100))[0]
         job_id = line[number % len(line)] if in_line and line else self.pick(number, list(self.jobs))
         job, lease = self.jobs[job_id], self.new_lease()
+        for gone in left:
+            if self.is_live(gone) and self.jobs[gone.id].slot_on == instance:
+                self.jobs[gone.id].slot_on = None
         used = sum(other.slot_on == instance for other in self.jobs.values())
-        claim = self.send_claim(job_id, instance, lease)
+        claim = self.send_claim(job_id, instance, lease, left)
         assert (claim is not None) == (job.waits and used < SLOTS)
         if claim is None:
             return multiple()
@@ -184,7 +189,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.held[who][job_id] = claim
         return claim
 
-    def send_claim(self, job_id: str, instance: str, lease: str) -> Claim | None:
+    def send_claim(self, job_id: str, instance: str, lease: str, left: Iterable[Claim] = ()) -> Claim | None:
         return self.run(
             self.store.claim(
                 job_id,
@@ -195,6 +200,7 @@ class StoreMachine(RuleBasedStateMachine):
                 prompt_id=f"prompt-{lease}",
                 base_model="flux1-dev",
                 lora_files=(),
+                left=tuple(left),
             )
         )
 

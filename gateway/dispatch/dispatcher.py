@@ -230,6 +230,7 @@ class Dispatcher:
                 base_model=candidate.base_model,
                 lora_files=candidate.lora_files,
                 recent_loras=instance.load.recent,
+                left=instance.list_leaving(),
             )
         except RedisUnavailable as error:
             log.warning("claim waits for Redis", extra={"error": error.message})

@@ -71,6 +71,7 @@ class Execution:
         self._cancel_wanted = self._prompt.stop_wanted
         self._writer = Writer(claim, store, lambda: (self.job, self._tracker.current), self.cancel)
         self._early: dict[OutputFile, Early] = {}  # pictures that are fetched before the prompt's end
+        self._storing: asyncio.Task[tuple[Output, ...] | JobError] | None = None
         self._node_error: ErrorData | None = None
         self._preview_due = 0.0
 
@@ -96,6 +97,7 @@ class Execution:
             else:
                 await self._run(resumed)
         finally:
+            self.claim.holds_slot = False
             for fetching in self._early.values():
                 fetching.cancel()
             self.free_slot()
@@ -106,6 +108,14 @@ class Execution:
 
     async def _run(self, resumed: bool) -> None:
         writing = asyncio.create_task(self._write_for_ever())
+        try:
+            await self._follow(resumed)
+        finally:
+            # Never in the middle of a write: its events would be lost.
+            async with self._writer.writing:
+                writing.cancel()
+
+    async def _follow(self, resumed: bool) -> None:
         since_claim_s = (now_ms() - (self.job.claimed_ms or now_ms())) / 1000
         try:
             if not resumed:
@@ -126,10 +136,6 @@ class Execution:
             self._instance.breaker.record_fault(str(reason) or "lost a prompt")
             await self._give_back(reason)
             return
-        finally:
-            # Never in the middle of a write: its events would be lost.
-            async with self._writer.writing:
-                writing.cancel()
         self._instance.breaker.record_success()
         await self._conclude(entry)
 
@@ -138,6 +144,8 @@ class Execution:
             await self._writer.write_for_ever()
         except LeaseLost:
             self._prompt.abandon()
+            if self._storing is not None:
+                self._storing.cancel()
 
     async def _bring_inputs(self) -> None:
         try:
@@ -231,11 +239,16 @@ class Execution:
             message = "The instance says that the prompt failed, and not why."
             await self._fail(JobError(code="prompt_failed", message=message, hint="The instance's own log may tell more."))
         else:
-            # Storing begins at once, beside the write that frees the slot.
-            storing = asyncio.create_task(self._store_outputs(entry))
+            # What the last moments said travels with the end, unless storing takes long.
+            self._instance.leave(self.claim)
+            self._writer.give_slot_up()
+            self._on_slot_free()
+            storing = self._storing = asyncio.create_task(self._store_outputs(entry))
             try:
-                await self._leave_instance()
-                await self._succeed(await storing, entry, ended_ms)
+                await asyncio.wait([storing])
+                if storing.cancelled():
+                    raise LeaseLost(self.claim.id)
+                await self._succeed(storing.result(), entry, ended_ms)
             finally:
                 storing.cancel()
 

@@ -21,7 +21,7 @@ from gateway.dispatch.pace import Pace
 from gateway.errors import InstanceError, RedisUnavailable
 from gateway.instances import Catalog, InstanceFacts, InstanceRegistry, count_kept_jobs, instance_id, reduce_catalog
 from gateway.jobs.model import Machine, now_ms
-from gateway.jobs.records import Load
+from gateway.jobs.records import Claim, Load
 from gateway.jobs.store import JobStore
 from gateway.loras.registry import Lora, LoraRegistry, describe_lora
 from gateway.plain_http import PlainHttp
@@ -73,6 +73,7 @@ class Instance:
         self.held: dict[str, Held] = {}  # jobs of this process that hold a slot
         self.held_by_others = 0  # slots that other processes' jobs hold, as of the last look
         self.load = Load(0, None, frozenset())  # over all processes, as of the last look
+        self._leaving: list[Claim] = []
         self._keeps = 1  # jobs whose results its cache holds
         self._to_forget: list[str] = []
         self._to_remove: list[OutputFile] = []
@@ -120,7 +121,16 @@ class Instance:
     def look(self, load: Load) -> None:
         """What Redis says it holds now. Our own jobs are known better here than there."""
         self.load = load
-        self.held_by_others = max(0, load.slots_used - len(self.held))
+        self.held_by_others = max(0, load.slots_used - len(self.held) - len(self.list_leaving()))
+
+    def leave(self, claim: Claim) -> None:
+        """A job's prompt has ended; Redis is told soon."""
+        self._leaving.append(claim)
+
+    def list_leaving(self) -> tuple[Claim, ...]:
+        """Jobs that have left, while Redis still counts them."""
+        self._leaving = [claim for claim in self._leaving if claim.holds_slot]
+        return tuple(self._leaving)
 
     async def free(self, store: JobStore) -> None:
         """Have it let go of its models, and forget that they were there. ComfyUI does it between two prompts. Raises InstanceError."""

@@ -43,6 +43,7 @@ class Writer:
         self._wake = asyncio.Event()
         self.writing = asyncio.Lock()  # held during a write, which must not be broken off: its events would be lost
         self._written: Job | None = None  # the record as of the last write; only progress changes more often
+        self._slot_given_up = False
 
     def queue(self, event: EventDraft) -> None:
         """To be told with the next write, which is soon."""
@@ -52,19 +53,25 @@ class Writer:
             self._pending.append(event)
         self._wake.set()
 
+    def give_slot_up(self) -> None:
+        """The job's slot is free. Redis hears of it with the next claim for the instance, the next write or the job's end."""
+        self._slot_given_up = True
+        self._wake.set()
+
     async def write_for_ever(self) -> None:
         """Raises LeaseLost."""
         while True:
             await self._wake.wait()
             # All jobs write at the same moments, so that their news travel together.
             await asyncio.sleep(FLUSH_S - time.monotonic() % FLUSH_S)
-            await self.flush()
+            await self.flush(free_slot=self._slot_given_up)
 
     async def flush(self, *, free_slot: bool = False) -> None:
         """Write what is new; `free_slot` gives the job's slot up in the same step. Raises LeaseLost."""
         async with self.writing:
             self._wake.clear()
             events, self._pending = self._pending, []
+            free_slot = free_slot and self._claim.holds_slot
             if not events and not free_slot:
                 return
             fields = self._fields()
@@ -73,6 +80,7 @@ class Writer:
             status = await persist(lambda: self._store.update(self._claim, fields, events, free_slot=free_slot, write=write))
         if status == "lost":
             raise LeaseLost(self._claim.id)
+        self._claim.holds_slot &= not free_slot
         if status == JobStatus.CANCELING:
             self._on_cancel()
 
@@ -87,6 +95,8 @@ class Writer:
 
     async def finish(self, job: Job, events: Iterable[EventDraft]) -> None:
         """The job's end, with what was not told yet before it. Raises LeaseLost."""
-        drafts, self._pending = [*self._pending, *events], []
-        if not await persist(lambda: self._store.finish(self._claim, job, drafts)):
-            raise LeaseLost(self._claim.id)
+        async with self.writing:
+            drafts, self._pending = [*self._pending, *events], []
+            if not await persist(lambda: self._store.finish(self._claim, job, drafts)):
+                raise LeaseLost(self._claim.id)
+            self._claim.holds_slot = False

@@ -24,6 +24,7 @@ class Claim:
     graph: bytes
     lease: str
     writes: int = 0
+    holds_slot: bool = True  # as Redis has it
     cached_in: str | None = None  # a finished job that made the same meanwhile
     asked_s: float = 0.0  # time.monotonic() before it was asked for: the lease is at least that old
 

@@ -257,14 +257,20 @@ class JobStore:
         base_model: str,
         lora_files: Iterable[str],
         recent_loras: Sequence[Iterable[str]] = (),
+        left: tuple[Claim, ...] = (),
     ) -> Claim | None:
         """Take a queued job for an instance; None when somebody else has it, or the instance holds its share or drains.
 
-        `base_model` to `recent_loras` is what the instance will have loaded then, for the others to know (`Load`).
+        `base_model` to `recent_loras` is what the instance will have loaded then, for the others to know (`Load`). Jobs that have `left` it
+        give their slots up in the same step.
         """
         loras, recent = json.dumps(sorted(lora_files)), json.dumps([sorted(files) for files in recent_loras])
         asked_s, lease_ms = time.monotonic(), int(lease_s * 1000)
-        answer = await self._claim(args=[self._now(), job_id, instance, lease, lease_ms, slots, prompt_id, base_model, loras, recent])
+        leases = [part for claim in left for part in (claim.id, claim.lease)]
+        fixed = [self._now(), job_id, instance, lease, lease_ms, slots, prompt_id, base_model, loras, recent]
+        answer = await self._claim(args=[*fixed, *leases])
+        for claim in left:
+            claim.holds_slot = False
         if answer[0] != 1:
             return None
         return Claim(decode_job(pair_up(answer[1])), answer[2], lease, cached_in=answer[3].decode() or None, asked_s=asked_s)
@@ -319,6 +325,9 @@ class JobStore:
             "progress": job.progress,
             "cached": job.cached,
         }
+        if job.started_ms is not None:
+            # Of a quick job the end is the first that is written.
+            fields |= {"started_ms": job.started_ms, "warm": job.warm}
         if job.error is not None:
             fields["error"] = job.error
         if job.lora is not None:

@@ -1,7 +1,10 @@
--- now, id, instance, lease, lease_ms, slots, prompt_id, base model, its LoRAs and those of recent jobs as JSON
+-- now, id, instance, lease, lease_ms, slots, prompt_id, base model, its LoRAs and those of recent jobs as JSON, (id, lease)* of jobs that left it
 --   ->  {1, record, graph, job in the cache that made the same or ''} claimed · {0} no longer queued · {-1} the instance holds its share or drains
 local now, id, instance = clock(ARGV[1]), ARGV[2], ARGV[3]
 local key = job_key(id)
+for i = 11, #ARGV, 2 do
+  if redis.call('HGET', job_key(ARGV[i]), 'lease') == ARGV[i + 1] then redis.call('SREM', slots_key(instance), ARGV[i]) end
+end
 local facts = redis.call('HMGET', key, 'status', 'priority', 'caller', 'lease', 'twin', 'reuse')
 local source = facts[5] and facts[6] == '1' and redis.call('GET', 'fluxgate:cache:' .. facts[5]) or ''
 -- Sent twice over a broken connection: the first one counted.
