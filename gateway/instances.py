@@ -90,6 +90,15 @@ def reduce_catalog(object_info: dict[str, Any]) -> Catalog:
     return catalog
 
 
+class FileHash(BaseModel):
+    """What a file of a base model holds, and by what one sees that it is still the same."""
+
+    model_config = ConfigDict(extra="ignore")
+    sha256: str
+    size_bytes: int
+    mtime_ms: int
+
+
 class Member(BaseModel):
     """An instance that the deployment wants. A draining one finishes what it holds and takes nothing new."""
 
@@ -209,6 +218,24 @@ class InstanceRegistry:
             pipeline.expire(f"fluxgate:catalog:{instance}", CATALOG_TTL_S)
             pipeline.expire(f"fluxgate:object_info:{version}", CATALOG_TTL_S)
             return all(await pipeline.execute())
+
+    @translate_redis
+    async def note_file_hash(self, place: str, known: FileHash) -> None:
+        """Of a file below the models folder, as `vae/ae.safetensors`."""
+        await self._redis.hset("fluxgate:model_hashes", place, known.model_dump_json())
+
+    @translate_redis
+    async def file_hashes(self) -> dict[str, FileHash]:
+        """By place."""
+        known = await self._redis.hgetall("fluxgate:model_hashes")
+        return {place.decode(): FileHash.model_validate_json(raw) for place, raw in known.items()}
+
+    async def hashes_by_name(self) -> dict[str, str]:
+        """SHA-256 by the name under which ComfyUI lists a file; without names that two folders have for different files."""
+        found: dict[str, set[str]] = {}
+        for place, known in (await self.file_hashes()).items():
+            found.setdefault(place.partition("/")[2], set()).add(known.sha256)
+        return {name: next(iter(hashes)) for name, hashes in found.items() if len(hashes) == 1}
 
     @translate_redis
     async def object_info(self, version: str) -> dict[str, Any] | None:

@@ -125,7 +125,7 @@ _MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 def present_manifest(job: Job) -> dict[str, Any]:
     """All that is known to decide what the pictures look like. A hash or a version that nobody told is null."""
     spec = job.spec
-    known = {lora.file: lora.sha256 for lora in spec.loras}
+    known = {**(job.made_on.models if job.made_on else {}), **{lora.file: lora.sha256 for lora in spec.loras}}
     files = [choice for choice in spec.needs.choices if choice[2].lower().endswith(_MODEL_FILES)]
     return {
         "seed": spec.seed,
@@ -134,7 +134,7 @@ def present_manifest(job: Job) -> dict[str, Any]:
         "graph_sha256": spec.graph_sha256,
         "models": [{"node_class": name, "input": field, "file": file, "sha256": known.get(file)} for name, field, file in files],
         "inputs": [{"parameter": given.parameter, "sha256": given.sha256} for given in spec.inputs],
-        "made_on": job.made_on.model_dump() if job.made_on else None,
+        "made_on": job.made_on.model_dump(exclude={"models"}) if job.made_on else None,
     }
 
 

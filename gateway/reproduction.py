@@ -119,9 +119,12 @@ def _rename(spec: JobSpec, graph: bytes) -> tuple[JobSpec, bytes]:
 
 def _compare_manifests(original: Job, job: Job) -> tuple[dict[str, list[Any]], list[str]]:
     """(what differs, as [before, now]; files whose content nobody told, so that they may differ)"""
-    one, other = (found.made_on.model_dump() if found.made_on else {} for found in (original, job))
+    one, other = (found.made_on.model_dump(exclude={"models"}) if found.made_on else {} for found in (original, job))
     changed = {name: [one.get(name), other.get(name)] for name in {**one, **other} if one.get(name) != other.get(name)}
-    return changed, [model["file"] for model in present_manifest(job)["models"] if model["sha256"] is None]
+    before, now = (found.made_on.models if found.made_on else {} for found in (original, job))
+    changed |= {file: [before[file], now[file]] for file in before.keys() & now.keys() if before[file] != now[file]}
+    unknown = {model["file"] for found in (original, job) for model in present_manifest(found)["models"] if model["sha256"] is None}
+    return changed, sorted(unknown)
 
 
 def _describe(same: bool, same_count: bool, pictures: Sequence[Difference], changed: dict[str, list[Any]], unknown: list[str]) -> str:

@@ -45,6 +45,7 @@ from gateway.jobs.trainings import TrainingStore
 from gateway.loras.before_after import BeforeAfter
 from gateway.loras.imports import LoraImports
 from gateway.loras.registry import LoraRegistry
+from gateway.models.hashes import ModelHashes
 from gateway.models.warmth import Warmth
 from gateway.moderation.verdicts import open_moderation
 from gateway.outside.hub import HubAccess
@@ -243,6 +244,9 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
             "the pictures of batches": batch_pictures.watch(),
             "the before and after pictures": BeforeAfter(admission, store, loras).watch(),
         }
+        if settings.models_dir:
+            files = {file for model in catalog.base_models.values() for file in model.files.values()}
+            loops["the hashes of models"] = ModelHashes(registry, settings.models_dir, files).watch()
         if settings.metrics_port:
             loops["the metrics port"] = serve_metrics(settings, measured)
         if dispatcher is not None:

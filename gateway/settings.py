@@ -169,7 +169,9 @@ class Settings(BaseSettings):
     training_timeout_s: float = Field(24 * 3600.0, gt=0, description="Seconds one training may run.")
     training_stall_s: float = Field(1800.0, gt=0, description="Seconds a training may say nothing before it is stopped.")
     training_attempts: int = Field(3, ge=1, description="Times a training is taken up again after its worker died.")
-    models_dir: Path | None = Field(None, description="ComfyUI's models folder: `fluxgate models` puts base models there.")
+    models_dir: Path | None = Field(
+        None, description="ComfyUI's models folder: `fluxgate models` puts base models there, and jobs tell the hashes of its files."
+    )
     models_min_free_bytes: int = Field(
         10 << 30,
         ge=0,

@@ -163,6 +163,7 @@ def plan_comfyui(plan: Deployment, env: Mapping[str, str], state_dir: Path) -> N
         engine = Engine(state_dir, choose_port(env, "ENGINE_PORT", state_dir), flags=["--warm-up"])
         plan.children.append(engine)
         urls = engine.url
+        plan.gateway_env["MODELS_DIR"] = env.get("MODELS_DIR") or str(engine.base_dir.absolute() / "models")
         # An instance from outside keeps the gateway's own default: it holds a real Flux.
         plan.gateway_env["DEFAULT_BASE_MODEL"] = env.get("DEFAULT_BASE_MODEL") or "tinyflux"
         plan.addresses["comfyui"] = f"{urls} (built-in small model: its pictures are toys)"

@@ -75,6 +75,7 @@ LAYERS = {
     "gateway.callers.hub_tokens": 2,
     "gateway.outside.hub_files": 2,
     "gateway.models.folder": 2,
+    "gateway.models.hashes": 3,
     "gateway.models.pulls": 3,
     "gateway.models.command": 4,
     "gateway.loras.registry": 2,

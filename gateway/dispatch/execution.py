@@ -336,7 +336,8 @@ class Execution:
 
     async def _finish(self, status: JobStatus, events: Iterable[EventDraft] = ()) -> None:
         ran = self.job.started_ms is not None and not self.job.cached
-        made_on = self._instance.machine if ran else self.job.made_on
+        files = (value for _, _, value in self.job.spec.needs.choices)
+        made_on = self._instance.made_on(files) if ran else self.job.made_on
         self.job = self.job.model_copy(update={"status": status, "finished_ms": now_ms(), "made_on": made_on})
         await self._writer.finish(self.job, events)
         await self._take_inputs_away()

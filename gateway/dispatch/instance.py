@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import aiohttp
@@ -79,17 +80,18 @@ class Instance:
         self._to_remove: list[OutputFile] = []
         self._facts = InstanceFacts(id=self.id, url=url, state="down", slots=slots, shared_gpu=shared_gpu)
         self._loras: dict[str, Lora] = {}
+        self._hashes: dict[str, str] = {}  # of files of base models
 
     @property
     def is_usable(self) -> bool:
         return self.socket.is_connected and self.catalog is not None
 
-    @property
-    def machine(self) -> Machine:
-        """What a job's record says of where it ran."""
+    def made_on(self, files: Iterable[str]) -> Machine:
+        """What the record of a job that used these files of models says of where it ran."""
         facts = self._facts
+        models = {file: self._hashes[file] for file in files if file in self._hashes}
         versions = {"comfyui_version": facts.version, "torch_version": facts.torch_version}
-        return Machine(instance=self.id, kind=facts.kind, device=facts.device, **versions)
+        return Machine(instance=self.id, kind=facts.kind, device=facts.device, models=models, **versions)
 
     @property
     def has_companion(self) -> bool:
@@ -187,6 +189,7 @@ class Instance:
                     await self._refresh_catalog(registry)
                     catalog_due = loop.time() + CATALOG_S
                 await self._refresh_stats()
+                self._hashes = await registry.hashes_by_name()
                 await self._tidy_up()
             except (InstanceError, RedisUnavailable) as error:
                 self._facts.last_error = error.message

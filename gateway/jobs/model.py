@@ -190,6 +190,7 @@ class Machine(_Part):
     device: str | None = None
     comfyui_version: str | None = None
     torch_version: str | None = None
+    models: dict[str, str] = Field(default_factory=dict)  # SHA-256 of its files of models, as far as they are known
 
 
 class JobSpec(_Part):
