@@ -13,6 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from gateway.jobs.batch_records import PACKET
 from tests.journeys.api import Api, fetch, open_picture, wait_until
 
 Batch = dict[str, Any]
@@ -220,3 +221,50 @@ def test_more_items_than_a_plain_body_may_hold(api: Api) -> None:
     api.http.post(f"/v1/batches/{batch['id']}/cancel")
     ended = wait(api, batch["id"])
     assert sum(ended["counts"].values()) == ended["total"] == 8000
+
+
+def walk(api: Api, batch_id: str, limit: int, **query: Any) -> list[int]:
+    """Indices of all items, by pages of this size."""
+    found: list[int] = []
+    cursor: str | None = None
+    while True:
+        page = api.http.get(
+            f"/v1/batches/{batch_id}/items", params={"limit": limit, **query, **({"cursor": cursor} if cursor else {})}
+        ).json()
+        assert len(page["data"]) <= limit
+        found += [item["index"] for item in page["data"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return found
+
+
+def test_a_walk_over_the_items_meets_each_once_in_order(api: Api) -> None:
+    count = 2 * PACKET + 3
+    batch = create(api, workflow="trivial", items=[{"color": color} for color in range(count)])
+    # While it runs, and when it has ended: its items stay where they are.
+    for limit in (100, 77):
+        assert walk(api, batch["id"], limit) == list(range(count))
+    api.http.post(f"/v1/batches/{batch['id']}/cancel")
+    wait(api, batch["id"])
+    for limit in (100, 64, 41):
+        parts = [walk(api, batch["id"], limit, status=status) for status in ("succeeded", "canceled", "failed")]
+        assert sorted(index for part in parts for index in part) == list(range(count))
+        assert all(part == sorted(part) for part in parts)
+    path = f"/v1/batches/{batch['id']}/items"
+    for place in (count, count + 1, 999_999):
+        assert api.http.get(path, params={"cursor": str(place)}).json() == {"data": [], "next_cursor": None}
+    for odd in ("-1", "1.0", "x", "1000000", "\u0661", " 1", "0x1"):
+        answer = api.http.get(path, params={"cursor": odd})
+        assert (answer.status_code, answer.json()["error"]["details"]) == (400, {"parameter": "cursor", "value": odd})
+
+
+def test_a_walk_over_batches_meets_each_once_newest_first(api: Api) -> None:
+    made = [create(api, workflow="trivial", items=[{"color": color}])["id"] for color in range(5)]
+    found: list[str] = []
+    cursor: str | None = None
+    while not set(made) <= set(found):
+        page = api.http.get("/v1/batches", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+        found += [batch["id"] for batch in page["data"]]
+        cursor = page["next_cursor"]
+        assert cursor or set(made) <= set(found)
+    assert [batch for batch in found if batch in made] == made[::-1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ import redis
 from PIL import Image
 
 from fluxgate import ApiError, Client, Event, Job, Lora
+from fluxgate.asking import Ask
+from fluxgate.following import Following
 from fluxgate.tunnel import find_way, is_live
 from local.services import Gateway, S3Server
 from tests.deployment import describe_deployment, make_gateway, running
 from tests.either_client import KINDS, opened
 from tests.holding_proxy import proxied
+from tests.journeys.api import wait_until
 
 SMALL = {"width": 256, "height": 256, "steps": 3, "seed": 7}
 SLOW = {"workflow": "slow", "steps": 30, "delay_ms": 50}
@@ -138,24 +143,64 @@ def test_a_stream_goes_on_across_a_restart_of_the_gateway(kind: str, gateway: Ga
         assert ids == [event.id for event in client.stream(job.id) if event.id], "each once, in order, none left out"
 
 
-@pytest.mark.parametrize(("holds", "way"), [((), "get"), (("GET",), "post"), (("GET", "POST"), "poll")])
-def test_events_come_live_through_what_holds_streams_back(kind: str, gateway: Gateway, holds: tuple[str, ...], way: str) -> None:
-    with proxied(gateway.url, *holds) as proxy, opened(kind, proxy.url, first_event_s=0.3) as client, Client(gateway.url) as direct:
-        job = client.generate(**SLOW)
+HELD = pytest.mark.parametrize(("holds", "way"), [((), "get"), (("GET",), "post"), (("GET", "POST"), "poll")])
+# Ends when it is told to.
+LONG = {"workflow": "slow", "steps": 2000, "delay_ms": 50}
+
+
+@HELD
+def test_events_come_live_through_what_holds_streams_back(
+    kind: str, gateway: Gateway, holds: tuple[str, ...], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(following: Following) -> Ask:
+        """Impatient where nothing comes, patient where something does, however slow this machine is."""
+        following.first_event_s = 0.3 if following.way.upper() in holds else 30.0
+        return ask_on(following)
+
+    ask_on = Following.ask
+    monkeypatch.setattr(Following, "ask", ask)
+    with proxied(gateway.url, *holds) as proxy, opened(kind, proxy.url) as client, Client(gateway.url) as direct:
+        job = client.generate(**LONG)
         stream = client.stream(job.id)
         first = next(event for event in stream if event.kind == "progress")
         assert direct.get(job.id).status == "running", "it was told while it ran"
+        direct.cancel(job.id)
         rest = [event for event in stream if event.id]
-        assert (client.way, rest[-1].data["status"]) == (way, "succeeded")
+        assert (client.way, rest[-1].data["status"]) == (way, "canceled")
         ids = [first.id, *(event.id for event in rest)]
         assert ids == sorted(set(ids), key=lambda name: tuple(map(int, name.split("-"))))
 
 
-@pytest.mark.parametrize(("holds", "way"), [((), "get"), (("GET",), "post"), (("GET", "POST"), "poll")])
+class Watched(Client):
+    """Its jobs end once it can be told whether their events come live: when many did, or where a proxy `holds` them, when there are."""
+
+    direct: Client
+    holds: tuple[str, ...]
+
+    def stream(self, job_id: str, **asked: Any) -> Iterator[Event]:
+        if self.way.upper() in self.holds:
+            threading.Thread(target=self._end_soon, args=(job_id,)).start()
+        seen: list[tuple[float, str]] = []
+        for event in super().stream(job_id, **asked):
+            seen += [(time.monotonic(), event.id)] if event.id else []
+            if is_live(seen) and len(seen) > MANY:
+                self.direct.cancel(job_id)
+            yield event
+
+    def _end_soon(self, job_id: str) -> None:
+        wait_until(lambda: (self.direct.get(job_id).progress.step or 0) > 2 * MANY, "some progress")
+        self.direct.cancel(job_id)
+
+
+MANY = 20
+
+
+@HELD
 def test_a_tunnel_is_tested_by_when_events_arrive(gateway: Gateway, holds: tuple[str, ...], way: str) -> None:
     # So patient that it is the times that tell, not the silence.
-    with proxied(gateway.url, *holds) as proxy, Client(proxy.url, first_event_s=30.0) as client:
-        assert find_way(client, **SLOW) == client.way == way
+    with proxied(gateway.url, *holds) as proxy, Watched(proxy.url, first_event_s=30.0) as client, Client(gateway.url) as direct:
+        client.direct, client.holds = direct, holds
+        assert find_way(client, **LONG) == client.way == way
 
 
 def test_events_are_live_when_they_come_as_they_were_made() -> None:

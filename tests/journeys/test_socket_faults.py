@@ -180,11 +180,13 @@ async def test_an_instance_that_restarts_with_an_empty_history_runs_the_job_agai
     make_bench: BenchFactory, engine_factory: EngineFactory
 ) -> None:
     child = engine_factory()
-    async with make_bench(engine_url=child.url, instance_lost_s=10.0) as bench:
+    # However long it takes to start.
+    async with make_bench(engine_url=child.url, instance_lost_s=child.ready_timeout_s, stall_timeout_s=child.ready_timeout_s) as bench:
         job = await bench.submit()
         await bench.wait_step(job, 3)
         child.kill()
         child.start()
+        await asyncio.to_thread(child.wait_ready)
         done = await bench.wait(job)
         await bench.check_stream(done)
         await bench.check_picture(done)
