@@ -62,7 +62,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Fluxgate", version=version("fluxgate"), lifespan=lifespan, redoc_url=None, telemetry=NO_TELEMETRY)
     install_error_handlers(app)
+    # What every job asks for comes first.
     app.include_router(generations.creation)
+    app.include_router(events.streams)
     app.include_router(generations.router)
     app.include_router(_workflow_router(settings))
     app.include_router(generations.further)

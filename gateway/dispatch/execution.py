@@ -239,18 +239,24 @@ class Execution:
             message = "The instance says that the prompt failed, and not why."
             await self._fail(JobError(code="prompt_failed", message=message, hint="The instance's own log may tell more."))
         else:
-            # What the last moments said travels with the end, unless storing takes long.
-            self._instance.leave(self.claim)
-            self._writer.give_slot_up()
-            self._on_slot_free()
             storing = self._storing = asyncio.create_task(self._store_outputs(entry))
             try:
+                await self._leave_soon()
                 await asyncio.wait([storing])
                 if storing.cancelled():
                     raise LeaseLost(self.claim.id)
                 await self._succeed(storing.result(), entry, ended_ms)
             finally:
                 storing.cancel()
+
+    async def _leave_soon(self) -> None:
+        """The same where more jobs are at work: then what the last moments said travels with the end, unless storing takes long."""
+        if len(self._instance.held) > 1:
+            self._instance.leave(self.claim)
+            self._writer.give_slot_up()
+            self._on_slot_free()
+        else:
+            await self._leave_instance()
 
     async def _leave_instance(self) -> None:
         """ComfyUI is done with the prompt: its slot goes to the next job before anything else is done for this one."""

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 
 from gateway.edge.streams import EventStream
 from gateway.jobs.events import Throttle, next_events, read_events
 from gateway.jobs.model import TERMINAL, Event, EventKind, Job
 from gateway.presentation import write_event, write_job
-from gateway.routes.deps import BaseUrl, Place, Runtime, StreamPlace, TrainingWatcher, Watcher, is_gone, load_own_job
+from gateway.routes.deps import (
+    BaseUrl,
+    Place,
+    RequireScope,
+    Runtime,
+    StreamPlace,
+    TrainingWatcher,
+    Watcher,
+    is_gone,
+    load_own_job,
+    read_base_url,
+    read_caller,
+    read_runtime,
+)
 from gateway.runtime import Runtime as RuntimeState
 
 router = APIRouter(prefix="/v1", tags=["events"])
+
+FROM_START = StreamPlace("0", previews=False)
 
 
 def _frame(kind: str, data: str, event_id: str | None = None) -> bytes:
@@ -99,9 +115,27 @@ async def _poll(runtime: RuntimeState, job: Job, base_url: str, after: str, wait
     }
 
 
+class StreamRoute(APIRoute):
+    """A stream from its beginning, asked for with a key, is opened without the framework's solver of dependencies: most are."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        usual = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            if request.scope["query_string"] or "last-event-id" in request.headers:
+                return await usual(request)
+            runtime, caller = await read_runtime(request), await RequireScope("generate")(await read_caller(request))
+            return await stream_events(request.path_params["job_id"], runtime, caller, await read_base_url(request), FROM_START)
+
+        return handle
+
+
+streams = APIRouter(prefix="/v1", tags=["events"], route_class=StreamRoute)
+
+
 # POST as well: some tunnels hold back the body of a GET until it is whole.
-@router.post("/generations/{job_id}/events", response_class=EventStream, responses=_PAGE, operation_id="stream_events_by_post")
-@router.get("/generations/{job_id}/events", response_class=EventStream, responses=_PAGE, operation_id="stream_events")
+@streams.post("/generations/{job_id}/events", response_class=EventStream, responses=_PAGE, operation_id="stream_events_by_post")
+@streams.get("/generations/{job_id}/events", response_class=EventStream, responses=_PAGE, operation_id="stream_events")
 async def stream_events(job_id: str, runtime: Runtime, caller: Watcher, base_url: BaseUrl, place: Place, wait: Wait = None) -> Response:
     """The job now, then every event with its id, then the live ones; the stream ends after the terminal status."""
     return await _answer(runtime, await load_own_job(runtime, caller, job_id), base_url, place, wait)

@@ -22,7 +22,7 @@ from gateway.edge.paging import look_through, parse_time, present_page
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.jobs.model import Job, JobStatus, Priority, Webhook
 from gateway.obstacles import find_obstacle
-from gateway.presentation import present_job
+from gateway.presentation import present_job, write_json
 from gateway.routes.deps import (
     BaseUrl,
     CurrentCaller,
@@ -127,7 +127,7 @@ def _job_answer(job: Job, runtime: RuntimeState, base_url: str, *, applied_wait_
     headers = {"Location": body["urls"]["self"]}
     if applied_wait_s:
         headers["Preference-Applied"] = f"wait={applied_wait_s:g}"
-    return JSONResponse(body, 200 if job.is_terminal else 202, headers=headers)
+    return Response(write_json(body), 200 if job.is_terminal else 202, headers=headers, media_type="application/json")
 
 
 async def _replay(runtime: RuntimeState, base_url: str, job_id: str, recorded: bytes | None) -> Response:
