@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from PIL import Image
@@ -58,3 +60,29 @@ def test_the_page_runs_as_it_stands(gateway: Gateway, tmp_path: Path) -> None:
     for name in ("photo.png", "from-comfy-sdk.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.size == (256, 256)
+
+
+SERVER = """
+const ask = fetch;
+// The reader's own server: it alone has the key.
+globalThis.fetch = () => ask(`${process.env.GATEWAY}/v1/generations/${process.env.JOB}/ticket`, {
+  method: "POST", headers: {"Content-Type": "application/json", "Authorization": `Bearer ${process.env.KEY}`}, body: "{}"});
+const job = process.env.JOB;
+"""
+END = '\nsocket.onclose = ({ code }) => console.log("closed with", code);\n'
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="the page's lines for browsers need node")
+def test_the_lines_for_browsers_run_as_they_stand(gateway: Gateway, tmp_path: Path) -> None:
+    [lines] = re.findall(r"^```js\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    (tmp_path / "page.mjs").write_text(f"{SERVER}{lines}{END}")
+    made = httpx.post(f"{gateway.url}/v1/keys", json={"name": "app", "scopes": ["admin"]}).json()
+    bearer = {"Authorization": f"Bearer {made['key']}"}
+    asked = {"prompt": "a green star", "width": 256, "height": 256, "steps": 4}
+    job = httpx.post(f"{gateway.url}/v1/generations", json=asked, headers=bearer).json()
+    env = {**os.environ, "GATEWAY": gateway.url, "JOB": job["id"], "KEY": made["key"]}
+    command = ["node", "--experimental-websocket", "--no-warnings", "page.mjs"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for said in ("event: 'progress'", "event: 'output'", "status: 'succeeded'", "closed with 1000"):
+        assert said in done.stdout, done.stdout
