@@ -4,12 +4,19 @@ nothing was measured."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
 # Fewer measurements than this say too little to promise anything.
 ENOUGH = 3
+
+# What workflows call the length of a video; ComfyUI itself says `length` for its frames. A length in seconds without a rate has this one.
+_FRAMES = ("frames", "num_frames", "length")
+_SECONDS = ("seconds", "duration_s", "duration")
+_RATES = ("fps", "frame_rate")
+USUAL_RATE = 24
 
 Basis = Literal["same work on the same device", "same work on other devices", "scaled from other sizes and steps", "nothing measured yet"]
 
@@ -19,7 +26,7 @@ class Work(NamedTuple):
 
     pixels: int
     steps: int
-    images: int
+    images: int  # or frames
 
     @property
     def amount(self) -> int:
@@ -27,14 +34,18 @@ class Work(NamedTuple):
 
 
 def measure_work(parameters: Mapping[str, Any]) -> Work:
-    """Of a job's parameters; what a workflow has no such parameter for counts as one."""
+    """Of a job's parameters; what a workflow has no such parameter for counts as one. Each frame of a video is an image."""
 
-    def read(name: str) -> int:
-        value = parameters.get(name)
-        return value if isinstance(value, int) and value > 0 else 1
+    def read(*names: str) -> float:
+        values = (parameters.get(name) for name in names)
+        return next((value for value in values if isinstance(value, int | float) and 0 < value < math.inf), 0)
 
-    size = read("size")
-    return Work(read("width") * read("height") * size * size, read("steps"), read("num_images"))
+    def count(name: str) -> int:
+        return int(read(name)) or 1
+
+    size = count("size")
+    frames = read(*_FRAMES) or read(*_SECONDS) * (read(*_RATES) or USUAL_RATE)
+    return Work(count("width") * count("height") * size * size, count("steps"), count("num_images") * (math.ceil(frames) or 1))
 
 
 class Measurement(NamedTuple):

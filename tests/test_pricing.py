@@ -46,6 +46,24 @@ def test_work_is_read_from_whatever_a_workflow_calls_its_size() -> None:
     assert measure_work({"width": "wide", "steps": -1}) == Work(1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "frames"),
+    [
+        ({"frames": 81}, 81),
+        ({"length": 33, "seconds": 9, "num_images": 2}, 66),
+        ({"seconds": 2.5, "fps": 16}, 40),
+        ({"duration_s": 3}, 72),
+        ({"seconds": 0.01}, 1),
+        ({"seconds": float("nan"), "frames": "many"}, 1),
+        ({"seconds": float("inf")}, 1),
+        ({"fps": 16}, 1),
+    ],
+)
+def test_a_video_is_as_much_work_as_its_frames(parameters: dict[str, object], frames: int) -> None:
+    assert measure_work(parameters) == Work(1, 1, frames)
+    assert estimate(ran(Work(1, 1, 10), 1000, 1000, 1000), measure_work(parameters), "a").run_s == frames / 10
+
+
 def test_a_measurement_survives_redis() -> None:
     (one,) = ran(BIG, 1234, load_ms=5)
     assert read_measurement(one.dump().encode()) == one
