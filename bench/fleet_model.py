@@ -7,6 +7,7 @@ are assumptions for a 12 GB model in fp8 and LoRAs of 150 MB; the ratios move wi
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Record:
     wait_s: float = 0.0
     base_loads: int = 0
     lora_loads: int = 0
+    begin_s: float = 0.0
     end_s: float = 0.0
 
 
@@ -78,11 +80,13 @@ class SimInstance:
     lora_files: frozenset[str] = frozenset()
     keeps: int = 1
     placed: tuple[frozenset[str], ...] = ()
+    ran: int = 0
+    ran_s: float = 0.0
     _base_model: str | None = None
     _last: tuple[frozenset[str], ...] = ()  # LoRAs of the prompts whose results it keeps, the newest last
     _in_ram: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
-    def view(self) -> InstanceView:
+    def view(self, now_s: float) -> InstanceView:
         return InstanceView(
             self.id,
             SLOTS - len(self.held),
@@ -90,8 +94,18 @@ class SimInstance:
             self.base_model,
             self.lora_files,
             None,
-            kept_files=frozenset().union(*self.placed),
+            recent=self.placed if self.keeps > 1 else (),
+            keeps=self.keeps,
+            rest_s=self._expect_rest_s(now_s),
         )
+
+    def _expect_rest_s(self, now_s: float) -> float:
+        """From the mean of what ran there, loads included: how long this very job takes nobody knows."""
+        if not self.ran or not self.held:
+            return math.inf
+        begun_s = self.held[0].begin_s if self.held[0].end_s else now_s
+        rest_s = self.ran_s / self.ran * len(self.held) - (now_s - begun_s)
+        return rest_s if rest_s >= 0 else math.inf
 
     def begin(self, record: Record, now_s: float) -> None:
         """Load what the last prompt did not leave, then run."""
@@ -107,7 +121,7 @@ class SimInstance:
         while len(self._in_ram) > MODELS_IN_RAM:
             self._in_ram.popitem(last=False)
         record.wait_s = now_s + load_s - work.arrival_s
-        record.end_s = now_s + load_s + work.run_s
+        record.begin_s, record.end_s = now_s, now_s + load_s + work.run_s
 
 
 class Simulation:
@@ -151,7 +165,8 @@ class Simulation:
         return self.records
 
     def _end(self, instance: SimInstance, now_s: float) -> None:
-        instance.held.popleft()
+        record = instance.held.popleft()
+        instance.ran, instance.ran_s = instance.ran + 1, instance.ran_s + record.end_s - record.begin_s
         if instance.held:
             self._begin(instance, now_s)
 
@@ -168,7 +183,7 @@ class Simulation:
 
     def _place(self, now_s: float) -> None:
         while any(len(instance.held) < SLOTS for instance in self._instances.values()) and (waiting := self._look(now_s)):
-            placement = self._policy(waiting, [instance.view() for instance in self._instances.values()], int(now_s * 1000))
+            placement = self._policy(waiting, [instance.view(now_s) for instance in self._instances.values()], int(now_s * 1000))
             if placement is None:
                 at_s = now_s + IDLE_S
                 if not self._ticks:

@@ -9,7 +9,7 @@ from gateway.auth import Caller
 from gateway.dispatch.fleet import Candidate, InstanceView, choose, missing
 from gateway.instances import InstanceFacts, InstanceRegistry
 from gateway.jobs.model import Job, JobSpec, JobStatus, now_ms
-from gateway.jobs.records import Item
+from gateway.jobs.records import Item, Load
 from gateway.jobs.store import JobStore
 from gateway.presentation import present_request
 from gateway.pricing import ENOUGH, Estimate, compute_cost, estimate, estimate_rest_s, estimate_wait_s, measure_work
@@ -70,18 +70,20 @@ class Foresight:
     async def _find_instance(self, spec: JobSpec) -> tuple[InstanceFacts | None, bool | None]:
         """Where it would go, and whether its base model is loaded there. None: no instance is up, so nobody knows."""
         able = dict[str, tuple[InstanceFacts, InstanceView]]()
-        for facts in await self._up():
+        up = await self._up()
+        _, loads = await self._store.peek(1, [facts.id for facts in up])
+        for facts in up:
             catalog = await self._registry.catalog(facts)
             if catalog is None or not missing(spec.needs, catalog):
-                able[facts.id] = facts, _view(facts, catalog)
+                able[facts.id] = facts, _view(facts, loads[facts.id], catalog)
         files = frozenset(lora.file for lora in spec.loras)
         candidate = Candidate(spec.id, spec.base_model, files, spec.needs, spec.created_ms, priority=spec.priority)
         placement = choose([candidate], [view for _, view in able.values()], now_ms())
         if placement is not None:
             return able[placement.instance][0], placement.warm
         # It would wait for one: rather for one where its base model is loaded.
-        ranked = sorted(able.values(), key=lambda pair: (pair[0].base_model != spec.base_model, pair[0].slots_used, pair[0].id))
-        return (ranked[0][0], ranked[0][0].base_model == spec.base_model) if ranked else (None, None)
+        ranked = sorted(able.values(), key=lambda pair: (pair[1].base_model != spec.base_model, pair[1].slots_used, pair[1].id))
+        return (ranked[0][0], ranked[0][1].base_model == spec.base_model) if ranked else (None, None)
 
     async def _estimate(self, spec: JobSpec, facts: InstanceFacts | None) -> Estimate:
         measured = await self._store.measurements(spec.workflow, spec.base_model)
@@ -104,13 +106,15 @@ def _gpu_seconds(expected: Estimate, warm: bool | None, *, answered: bool) -> fl
     return None if expected.run_s is None else round(expected.run_s + (0.0 if warm else expected.load_s or 0.0), 3)
 
 
-def _view(facts: InstanceFacts, catalog: Any) -> InstanceView:
+def _view(facts: InstanceFacts, load: Load, catalog: Any) -> InstanceView:
+    """As the dispatchers see it; how long what runs there will take only they know."""
     return InstanceView(
         id=facts.id,
-        free_slots=max(0, facts.slots - facts.slots_used),
-        slots_used=facts.slots_used,
-        base_model=facts.base_model,
-        lora_files=frozenset(facts.loras),
+        free_slots=max(0, facts.slots - load.slots_used),
+        slots_used=load.slots_used,
+        base_model=load.base_model,
+        lora_files=load.lora_files,
+        recent=load.recent,
         catalog=catalog,
         share=facts.slots,
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dispatch.fleet import Candidate, InstanceView, Placement, choose, missing
+from gateway.dispatch.fleet import PATIENCE_S, Candidate, InstanceView, Placement, choose, missing
 from gateway.instances import Catalog, count_kept_jobs
 from gateway.jobs.model import Needs
 
@@ -79,7 +80,7 @@ def test_the_loras_decide_between_warm_instances() -> None:
 
 def test_loras_that_a_cache_holds_take_no_load() -> None:
     styled, other = frozenset({"style.safetensors"}), frozenset({"other.safetensors"})
-    forgot, kept = instance("a", "dev", lora_files=other), instance("b", "dev", lora_files=other, kept_files=styled)
+    forgot, kept = instance("a", "dev", lora_files=other), instance("b", "dev", lora_files=other, recent=(styled, other), keeps=2)
     active = instance("c", "dev", lora_files=styled)
     line = [waiting("one", lora_files=styled)]
     assert choose(line, [forgot, kept], LATER_MS) == Placement("one", "b", warm=True)
@@ -87,7 +88,49 @@ def test_loras_that_a_cache_holds_take_no_load() -> None:
     just_came = [waiting("one", lora_files=styled, created_ms=LATER_MS)]
     behind = {"free_slots": 1, "slots_used": 1, "lora_files": other}
     assert choose(just_came, [instance("a", "dev", **behind)], LATER_MS) is None
-    assert choose(just_came, [instance("b", "dev", **behind, kept_files=styled)], LATER_MS) == Placement("one", "b", warm=True)
+    assert choose(just_came, [instance("b", "dev", **behind, recent=(styled, other), keeps=2)], LATER_MS) == Placement(
+        "one", "b", warm=True
+    )
+
+
+def test_a_short_wait_saves_a_load() -> None:
+    styled = frozenset({"style.safetensors"})
+    line = [waiting("one", lora_files=styled)]
+    idle = instance("a", "dev")
+
+    def running(rest_s: float, **fields: Any) -> InstanceView:
+        return instance("b", "dev", free_slots=1, slots_used=1, lora_files=styled, rest_s=rest_s, **fields)
+
+    behind, at_once = Placement("one", "b", warm=True), Placement("one", "a", warm=True)
+    assert choose(line, [idle, running(PATIENCE_S)], LATER_MS) == behind
+    assert choose(line, [idle, running(PATIENCE_S + 0.1)], LATER_MS) == at_once
+    assert choose(line, [idle, running(math.inf)], LATER_MS) == at_once, "how long it takes is not known"
+    assert choose(line, [idle, running(0.0, share=1)], LATER_MS) == at_once, "it has its share"
+    assert choose(line, [instance("a", "dev", lora_files=styled), running(0.0)], LATER_MS) == at_once, "there is nothing to save"
+    assert choose([waiting("one", lora_files=styled, priority="high")], [idle, running(0.0)], LATER_MS) == at_once
+    assert choose([waiting("one", lora_files=styled, avoid=frozenset("b"))], [idle, running(0.0)], LATER_MS) == at_once
+
+
+def test_two_loads_are_worth_twice_the_wait() -> None:
+    pair = frozenset({"style.safetensors", "light.safetensors"})
+    fleet = [instance("a", "dev"), instance("b", "dev", free_slots=1, slots_used=1, lora_files=pair, rest_s=2 * PATIENCE_S)]
+    assert choose([waiting("one", lora_files=pair)], fleet, LATER_MS) == Placement("one", "b", warm=True)
+    assert choose([waiting("one", lora_files=frozenset({"style.safetensors"}))], fleet, LATER_MS) == Placement("one", "a", warm=True)
+
+
+def test_what_is_asked_for_often_is_not_what_a_cache_lets_go_of() -> None:
+    new, often, rare = (frozenset({f"{name}.safetensors"}) for name in ("new", "often", "rare"))
+    fleet = [
+        instance("a", "dev", recent=(often, rare), keeps=2, lora_files=rare),
+        instance("b", "dev", recent=(rare, often), keeps=2, lora_files=often),
+        instance("c", "dev", free_slots=0, slots_used=2, recent=(often, often), keeps=2, lora_files=often),
+    ]
+    line = [waiting("one", lora_files=new)]
+    assert choose(line, fleet, LATER_MS) == Placement("one", "b", warm=True), (
+        "two jobs of two wanted what it lets go, four of three the other"
+    )
+    room = instance("d", "dev", recent=(rare,), keeps=2, lora_files=rare)
+    assert choose(line, [*fleet, room], LATER_MS) == Placement("one", "d", warm=True), "a cache with room lets go of nothing"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import aiohttp
@@ -127,6 +128,30 @@ async def test_beside_another_dispatcher_two_are_the_most(instance: Instance) ->
     assert instance.view().free_slots == 0
 
 
+def test_what_is_held_is_done_when_its_kinds_would_be() -> None:
+    pace = practised({"short": [2.0] * 3, "long": [10.0]})
+    assert pace.expect_rest_s(["short"], 0.5) == 1.5
+    assert pace.expect_rest_s(["short", "long"], 0.5) == 11.5
+    assert pace.expect_rest_s(["short"], 2.5) == math.inf, "it was misjudged"
+    assert pace.expect_rest_s(["short", "new"], 0.5) == math.inf
+
+
+async def test_the_rest_counts_from_when_the_one_before_was_done(instance: Instance) -> None:
+    assert instance.view().rest_s == math.inf
+    instance._pace.record_run("minute", 60.0)
+    hold(instance, 1, "minute")
+    job_id = next(iter(instance.held))
+    held = instance.held[job_id]
+    instance.held[job_id] = held._replace(placed_s=held.placed_s - 50.0)
+    assert 0 < instance.view().rest_s <= 10.0
+    instance.held["before"] = held
+    instance.let_go("before")
+    instance.let_go("before")
+    assert 50.0 < instance.view().rest_s <= 60.0
+    instance.look(Load(2, "model", frozenset()))
+    assert instance.view().rest_s == math.inf, "another dispatcher's job is there too"
+
+
 async def test_it_remembers_as_many_jobs_loras_as_its_cache_holds() -> None:
     async def say_flags(request: web.Request) -> web.Response:
         return web.json_response({"system": {"argv": ["main.py", "--cache-lru", "20"]}, "devices": []})
@@ -139,5 +164,5 @@ async def test_it_remembers_as_many_jobs_loras_as_its_cache_holds() -> None:
             for name in "abc":
                 instance.place(Candidate(name, "model", frozenset({name}), Needs()))
             assert instance.view().lora_files == {"c"}
-            assert instance.view().kept_files == ({"b", "c"} if known else set())
+            assert instance.view().kept_files == ({"b", "c"} if known else {"c"})
             await instance._refresh_stats()

@@ -318,7 +318,7 @@ class Dispatcher:
 
     def _slot_freer(self, instance: Instance, job_id: str) -> Callable[[], None]:
         def free() -> None:
-            instance.held.pop(job_id, None)
+            instance.let_go(job_id)
             self._wake_if_any_waits()
 
         return free

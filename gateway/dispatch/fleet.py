@@ -5,10 +5,12 @@ The rules and the numbers behind them stand in docs/decisions/006-placement.md; 
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
+from functools import cached_property
+from itertools import accumulate, chain, groupby
 
 from gateway.dispatch.pace import name_work
 from gateway.instances import Catalog
@@ -24,6 +26,8 @@ FIRST_MS = 60_000
 HOLD_MS = 8_000
 # A job that needs another LoRA than the one running leaves the slot behind it to better matches for as long as they may pass it.
 HOLD_LORA_MS = OVERTAKE_MS
+# For each LoRA that is not read again a job goes behind a run that is over this soon, rather than to an idle GPU.
+PATIENCE_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,8 @@ class Candidate:
 class InstanceView:
     """An instance as placement sees it. `catalog` None: not known yet, so anything may run there.
 
-    Base model and LoRAs are what the last job placed there will have loaded. `kept_files` are LoRAs of jobs before it that its cache
-    still holds: to use them again takes no load.
+    Base model and LoRAs are what the last job placed there will have loaded. `recent` are the LoRAs of the newest jobs, the last among
+    them, where its cache holds the results of `keeps` jobs: to use them again takes no load.
     """
 
     id: str
@@ -78,12 +82,24 @@ class InstanceView:
     lora_files: frozenset[str]
     catalog: Catalog | None
     takes_more: bool = True  # False: what it holds is its last for now, as when it drains
-    kept_files: frozenset[str] = frozenset()
+    recent: tuple[frozenset[str], ...] = ()
+    keeps: int = 1
     share: int = 2  # slots it has for jobs of any length; those beyond are for work that is over at once
+
+    rest_s: float = math.inf  # expected until what it holds is done
+
+    @property
+    def kept_files(self) -> frozenset[str]:
+        return self.lora_files.union(*self.recent)
+
+    @property
+    def fading_files(self) -> frozenset[str]:
+        """What its cache lets go of with the next job, unless that one uses it."""
+        return self.recent[0].difference(*self.recent[1:]) if self.recent and len(self.recent) >= self.keeps else frozenset()
 
     def count_loads(self, lora_files: frozenset[str]) -> int:
         """Files of these that it would have to read."""
-        return len(lora_files - self.lora_files - self.kept_files)
+        return len(lora_files.difference(self.lora_files, *self.recent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +200,23 @@ class _Fleet:
         self.idle = sorted((view for view in self.free if not view.slots_used), key=self.rate_loss)
         self.behind = sorted((view for view in self.free if view.slots_used), key=self.rate_loss)
 
+    def has_warm(self, kind: _Kind) -> bool:
+        """Whether all that it wants is loaded somewhere, if only at work."""
+        return any(view.base_model == kind.base_model and not view.count_loads(kind.lora_files) for view in self.views)
+
+    @cached_property
+    def _asked(self) -> Counter[str]:
+        """How often each LoRA was used by the jobs that the caches still hold: what was asked for lately will be asked for again."""
+        return Counter(chain.from_iterable(chain.from_iterable(view.recent for view in self.views)))
+
+    @cached_property
+    def _holders(self) -> Counter[str]:
+        return Counter(chain.from_iterable(view.kept_files for view in self.views))
+
+    def rate_fading(self, kind: _Kind, view: InstanceView) -> float:
+        """What the next jobs lose when this one goes there: LoRAs that are asked for often and held by few."""
+        return sum(self._asked[file] / self._holders[file] for file in view.fading_files - kind.lora_files)
+
     def rate_loss(self, view: InstanceView) -> tuple[bool, int, str]:
         """What the fleet loses when this one loads another base model: nothing, one copy of many, or the last one."""
         return view.base_model is not None, -self.copies[view.base_model], view.id
@@ -237,11 +270,12 @@ def _choose_within(candidates: Sequence[Candidate], fleet: _Fleet, now_ms: int) 
         kind.since_ms = min(kind.since_ms, candidate.waiting_since_ms)
         line.append((candidate, kind))
     fence, ordered = _Fence(line, now_ms), list(kinds.values())
+    spare = _spare(fleet, fence.overdue)
     return (
         _place_overdue(fleet, fence.overdue)
-        or _place_warm(ordered, fleet.idle, fleet, fence, now_ms)
+        or _place_warm(ordered, fleet.idle, spare, fleet, fence, now_ms)
         or _place_cold(ordered, fleet, fence, now_ms)
-        or _place_warm(ordered, _spare(fleet, fence.overdue), fleet, fence, now_ms)
+        or _place_warm(ordered, spare, (), fleet, fence, now_ms)
     )
 
 
@@ -266,8 +300,13 @@ def _spare(fleet: _Fleet, overdue: _Kind | None) -> list[InstanceView]:
     return [view for view in fleet.behind if view is not spared]
 
 
-def _place_warm(kinds: Sequence[_Kind], views: Sequence[InstanceView], fleet: _Fleet, fence: _Fence, now_ms: int) -> Placement | None:
-    """Where the base model is loaded: the fewest LoRAs to load; then LoRAs loaded nowhere, of which the most jobs wait; then the line."""
+def _place_warm(
+    kinds: Sequence[_Kind], views: Sequence[InstanceView], soon: Sequence[InstanceView], fleet: _Fleet, fence: _Fence, now_ms: int
+) -> Placement | None:
+    """Where the base model is loaded: the fewest LoRAs to load; then LoRAs loaded nowhere, of which the most jobs wait; then the line.
+
+    Or on one of those that are done `soon`, if that saves enough.
+    """
     shelves: defaultdict[str | None, list[InstanceView]] = defaultdict(list)
     for view in views:
         shelves[view.base_model].append(view)
@@ -275,13 +314,30 @@ def _place_warm(kinds: Sequence[_Kind], views: Sequence[InstanceView], fleet: _F
     for position, kind in enumerate(kinds):
         if shelf := shelves.get(kind.base_model):
             loads = min(view.count_loads(kind.lora_files) for view in shelf)
-            ranked.append((loads, loads > 0 and (kind.base_model, kind.lora_files) in fleet.sets, -kind.count, position))
+            ranked.append((loads, loads > 0 and fleet.has_warm(kind), -kind.count, position))
     for *_, position in sorted(ranked):
         kind = kinds[position]
         able = [view for view in shelves[kind.base_model] if _suits(kind, view, fleet, now_ms) and fence.lets(kind, view)]
         if able:
-            return _place(kind.first, min(able, key=lambda view: _rate_waste(kind, view, fleet)))
+            best = min(able, key=lambda view: _rate_waste(kind, view, fleet))
+            return _place(kind.first, _find_sooner(kind, best, soon, fleet, fence) or best)
     return None
+
+
+def _find_sooner(kind: _Kind, best: InstanceView, soon: Sequence[InstanceView], fleet: _Fleet, fence: _Fence) -> InstanceView | None:
+    """Behind a run that ends so soon that the job loses little by waiting, where LoRAs are loaded that `best` would have to read."""
+    loads = best.count_loads(kind.lora_files)
+    if not loads or kind.first.priority == "high":
+        return None
+    able = [
+        view
+        for view in soon
+        if view.base_model == kind.base_model
+        and view.slots_used < view.share
+        and view.rest_s <= PATIENCE_S * (loads - view.count_loads(kind.lora_files))
+        and fence.lets(kind, view)
+    ]
+    return min(able, key=lambda view: (view.rest_s, _rate_waste(kind, view, fleet)), default=None)
 
 
 def _suits(kind: _Kind, view: InstanceView, fleet: _Fleet, now_ms: int) -> bool:
@@ -296,10 +352,11 @@ def _suits(kind: _Kind, view: InstanceView, fleet: _Fleet, now_ms: int) -> bool:
     return not view.count_loads(kind.lora_files) or now_ms - kind.since_ms >= HOLD_LORA_MS
 
 
-def _rate_waste(kind: _Kind, view: InstanceView, fleet: _Fleet) -> tuple[int, int, int, str]:
-    """LoRAs to load, LoRAs to change, and then rather where the same set is loaded elsewhere too."""
+def _rate_waste(kind: _Kind, view: InstanceView, fleet: _Fleet) -> tuple[int, float, int, int, str]:
+    """LoRAs to load, what its cache lets go, LoRAs to change, and then rather where the same set is loaded elsewhere too."""
     return (
         view.count_loads(kind.lora_files),
+        fleet.rate_fading(kind, view),
         len(view.lora_files ^ kind.lora_files),
         -fleet.sets[(view.base_model, view.lora_files)],
         view.id,

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -72,6 +73,7 @@ class Instance:
         self.freed_for: str | None = None
         self.shared_gpu = shared_gpu
         self.held: dict[str, Held] = {}  # jobs of this process that hold a slot
+        self._let_go_s = 0.0  # when the last of them was done, time.monotonic()
         self.held_by_others = 0  # slots that other processes' jobs hold, as of the last look
         self.load = Load(0, None, frozenset())  # over all processes, as of the last look
         self._leaving: list[Claim] = []
@@ -164,9 +166,23 @@ class Instance:
             lora_files=self.load.lora_files,
             catalog=self.catalog,
             takes_more=self._state() == "up",
-            kept_files=frozenset().union(*self.load.recent),
+            recent=self.load.recent,
+            keeps=self._keeps,
             share=self.slots,
+            rest_s=self._expect_rest_s(),
         )
+
+    def _expect_rest_s(self) -> float:
+        """Until what it holds is done. Of other processes' jobs nothing is known."""
+        if not self.held or self.held_by_others:
+            return math.inf
+        begun_s = max(self._let_go_s, next(iter(self.held.values())).placed_s)
+        return self._pace.expect_rest_s([held.work for held in self.held.values()], time.monotonic() - begun_s)
+
+    def let_go(self, job_id: str) -> None:
+        """Its prompt is done: the next one runs. More than once does no harm."""
+        if self.held.pop(job_id, None) is not None:
+            self._let_go_s = time.monotonic()
 
     def forget_soon(self, prompt_id: str, files: list[OutputFile]) -> None:
         """The prompt's outputs are stored: its history entry and files there are of no more use. Sent in batches."""

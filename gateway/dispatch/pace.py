@@ -67,6 +67,11 @@ class Pace:
         """From the choice of a job until the instance had its prompt."""
         self._refill_s = _smooth(self._refill_s or refill_s, refill_s)
 
+    def expect_rest_s(self, held: Collection[str], running_s: float) -> float:
+        """Until prompts of these kinds are done, the first of which has run for so long. What takes longer than expected takes for ever."""
+        lasts_s = sum(self._runs[work].run_s if work in self._runs else math.inf for work in held)
+        return lasts_s - running_s if running_s <= lasts_s else math.inf
+
     def spare_prompts(self, held: Collection[str], oldest_s: float) -> int:
         """How many more than its share it may hold, while prompts of these kinds would be done before the next one could be there.
 
