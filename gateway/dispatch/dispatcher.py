@@ -162,6 +162,8 @@ class Dispatcher:
             execution = self._executions.get(job_id)
             if execution is not None and status == JobStatus.CANCELING:
                 execution.cancel()
+            elif execution is not None and status == "lost":
+                execution.lose()
 
     async def _expire_overdue(self) -> None:
         for job_id in await self._store.overdue(limit=100):
@@ -334,6 +336,8 @@ class Dispatcher:
                 raise
             except LeaseLost:
                 log.warning("lease lost")
+                with suppress(RedisUnavailable):
+                    await execution.stop_if_replaced()
             except (FluxgateError, OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
                 # boundary: one job's surprise must not end the dispatcher, nor leave the job without an end.
                 log.exception("execution broke")

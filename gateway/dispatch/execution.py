@@ -87,6 +87,18 @@ class Execution:
         self._cancel_wanted = True
         self._prompt.stop()
 
+    def lose(self) -> None:
+        """Its lease is somebody else's: `run` ends with LeaseLost."""
+        self._prompt.abandon()
+        if self._storing is not None:
+            self._storing.cancel()
+
+    async def stop_if_replaced(self) -> None:
+        """Where the job was started anew its old prompt runs for nobody. A prompt that somebody else follows is theirs."""
+        job = await self._store.load(self.claim.id)
+        if job is None or job.prompt_id != self._prompt.id:
+            await self._prompt.stop_on_instance()
+
     async def run(self, *, resumed: bool) -> None:
         """Carry the job to its end. Raises LeaseLost when it is no longer ours."""
         try:
@@ -143,9 +155,7 @@ class Execution:
         try:
             await self._writer.write_for_ever()
         except LeaseLost:
-            self._prompt.abandon()
-            if self._storing is not None:
-                self._storing.cancel()
+            self.lose()
 
     async def _bring_inputs(self) -> None:
         try:

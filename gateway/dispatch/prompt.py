@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from gateway.comfy.client import HistoryEntry
 from gateway.comfy.messages import Executed, Executing, ExecutionStart, ExecutionSuccess, Message, Preview
 from gateway.dispatch.instance import Instance
+from gateway.dispatch.writer import LeaseLost
 from gateway.errors import InstanceError, InstanceUnreachable, PromptRejected
 from gateway.settings import Settings
 
@@ -54,7 +55,7 @@ class Prompt:
         self._graph, self._settings, self._on_message = graph, settings, on_message
         self._news = asyncio.Event()  # the end marker came, or the wish to stop
         self._has_started = False
-        self._has_ended = False
+        self._has_ended = self._is_abandoned = False
         self._has_succeeded = False
         self._outputs: dict[str, dict[str, Any]] = {}  # by node, as heard
         self._client_id = ""
@@ -67,13 +68,13 @@ class Prompt:
 
     def abandon(self) -> None:
         """Stop waiting: somebody else follows this prompt now."""
-        self._has_ended = True
+        self._is_abandoned = True
         self._news.set()
 
     async def follow(self, *, resumed: bool, deadline: float) -> HistoryEntry | None:
         """Submit unless the instance has it already, and wait for its end. None: stopped, nothing of it is left.
 
-        `deadline` is a time.monotonic(). Raises GoneFromInstance, InstanceUnreachable, PromptRejected, DeadlinePassed.
+        `deadline` is a time.monotonic(). Raises GoneFromInstance, InstanceUnreachable, PromptRejected, DeadlinePassed, LeaseLost.
         """
         self.instance.socket.listen(self.id, self._hear)
         try:
@@ -163,6 +164,8 @@ class Prompt:
                     async with asyncio.timeout(STOP_POLL_S if self.stop_wanted else self._settings.poll_s):
                         await self._news.wait()
             self._news.clear()
+            if self._is_abandoned:
+                raise LeaseLost(self.id)
             if passed is None and not self._has_ended:
                 passed = self._check_deadlines(deadline)
             if self.stop_wanted and not self._has_ended:

@@ -27,6 +27,10 @@ GRAPH = (
     b'{"1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 0}},'
     b' "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "lost_lease/image"}}}'
 )
+SLOW_GRAPH = (
+    GRAPH.replace(b'"images": ["1", 0]', b'"images": ["3", 0]')[:-1]
+    + b', "3": {"class_type": "SlowImage", "inputs": {"images": ["1", 0], "steps": 600, "delay_ms": 50}}}'
+)
 
 
 @pytest.fixture
@@ -46,8 +50,8 @@ async def instance(engine: str) -> AsyncIterator[Instance]:
         socket.cancel()
 
 
-async def claim(store: JobStore, job_id: str, instance: Instance) -> Claim:
-    await store.create(make_spec(job_id), GRAPH)
+async def claim(store: JobStore, job_id: str, instance: Instance, graph: bytes = GRAPH) -> Claim:
+    await store.create(make_spec(job_id), graph)
     claim = await store.claim(
         job_id, instance=instance.id, lease="ours", lease_s=0.3, slots=2, prompt_id=f"prompt-{job_id}", base_model="", lora_files=()
     )
@@ -86,6 +90,33 @@ async def test_a_job_canceled_during_a_pause_is_not_submitted(store: JobStore, i
     assert job is not None
     assert job.status == "canceled"
     assert await instance.client.history("prompt-canceled") is None
+
+
+@pytest.mark.parametrize("started_anew", [True, False])
+async def test_a_prompt_whose_job_was_started_anew_is_stopped(
+    store: JobStore, instance: Instance, s3: S3Access, started_anew: bool
+) -> None:
+    """Whoever does not know the instance starts the job anew; whoever does follows the prompt that runs."""
+    job_id = f"anew-{started_anew}"
+    execution = execute(await claim(store, job_id, instance, SLOW_GRAPH), instance, store, s3)
+    running = asyncio.create_task(execution.run(resumed=False))
+    async with asyncio.timeout(20):
+        runs = False
+        while not runs:
+            runs = f"prompt-{job_id}" in (await instance.client.queue()).running
+        await asyncio.sleep(0.35)
+        taken = await store.take_over(lease="theirs", lease_s=10, limit=5)
+        if started_anew:
+            assert await store.requeue(taken[0]) == "queued"
+        execution.lose()
+        with pytest.raises(LeaseLost):
+            await running
+        await execution.stop_if_replaced()
+        still_runs = (await instance.client.queue()).holds(f"prompt-{job_id}")
+        while started_anew and still_runs:
+            still_runs = (await instance.client.queue()).holds(f"prompt-{job_id}")
+        assert still_runs is not started_anew
+        await instance.client.interrupt(f"prompt-{job_id}")
 
 
 async def test_a_pause_that_nobody_used_is_no_loss(store: JobStore, instance: Instance, s3: S3Access) -> None:
