@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from docs.generate import read_openapi
+from gateway.__main__ import STOP_S
 from gateway.gauges import StateGauges, build_metrics_app
 from gateway.models.command import _parse as parse_models_command
 from gateway.settings import Settings
 from gateway.telemetry import Metrics
-from tests.docker_files import DOCKER, find_program, list_containers, list_manifests, read_dockerfile, read_versions
+from tests.docker_files import DOCKER, find_program, list_containers, list_manifests, read_compose, read_dockerfile, read_versions
+from trainer_worker.process import KILL_GRACE_S, TERMINATE_GRACE_S, Limits
 
 K8S = DOCKER / "k8s"
 OVERLAYS = ("dev", "gpu", "public")
@@ -162,6 +164,32 @@ def test_scaling_goes_by_metrics_that_are_exported() -> None:
     for trigger in scaled["spec"]["triggers"]:
         assert trigger["metadata"]["valueLocation"] in exported
         assert trigger["metadata"]["url"] == f"http://gateway.fluxgate.svc:{metrics_port}/metrics"
+
+
+def test_links_lead_to_the_host_of_the_ingress() -> None:
+    (ingress,) = list_manifests("overlays/public")
+    (rule,) = ingress["spec"]["rules"]
+    assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+    kustomization = yaml.safe_load((K8S / "overlays" / "public" / "kustomization.yaml").read_text())
+    (added,) = yaml.safe_load(kustomization["patches"][0]["patch"])
+    assert (added["path"], added["value"]) == ("/data/PUBLIC_URL", f"https://{rule['host']}")
+    # An upload is not refused on the way.
+    body = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
+    assert int(body.removesuffix("m")) << 20 >= Settings.model_fields["max_upload_bytes"].default
+
+
+def test_a_stop_is_given_longer_than_it_takes() -> None:
+    """By compose and by the cluster, in seconds."""
+    training = Limits().grace_s + TERMINATE_GRACE_S + KILL_GRACE_S
+    services = read_compose("compose.yaml")
+    allowed = {name: int(services[name]["stop_grace_period"].removesuffix("s")) for name in ("gateway", "trainer")}
+    assert allowed["gateway"] > STOP_S
+    assert training < allowed["trainer"]
+    pods = {name: find("Deployment", name)["spec"]["template"]["spec"] for name in ("gateway", "trainer")}
+    # What comes before the signal counts too.
+    before_s = int(get_containers()["gateway"]["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert before_s + STOP_S < pods["gateway"]["terminationGracePeriodSeconds"]
+    assert training < pods["trainer"]["terminationGracePeriodSeconds"]
 
 
 # -- their own tools, where they are at hand -------------------------------------------------------------------
