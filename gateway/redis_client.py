@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -32,6 +35,8 @@ TIMEOUT_S = 5.0
 CONNECTIONS = 200
 RETRY_PAUSE_S = 0.05
 TRAINING_QUEUE, IMPORT_QUEUE = "training", "imports"
+# What a task's process is sent when its worker is told to stop. RQ itself would wait for the task's end, which may be hours away.
+HAND_OVER = signal.SIGUSR1
 
 
 class _TellsOfClosing:
@@ -259,7 +264,18 @@ def enqueue_task(url: str, queue_name: str, task: str, job_id: str, timeout_s: i
         raise RedisUnavailable(f"Redis did not answer: {error}") from error
 
 
+class _Worker(Worker):
+    """Tells the task's process when it is told to stop, and then waits for it as RQ does."""
+
+    def handle_warm_shutdown_request(self) -> None:
+        if self.horse_pid:
+            with suppress(ProcessLookupError):
+                os.kill(self.horse_pid, HAND_OVER)
+
+
 def work_on(url: str, queue_name: str) -> None:
     """RQ's worker on one queue, until it is told to stop: each task in a process of its own."""
+    # A task that does not listen yet is not killed by it.
+    signal.signal(HAND_OVER, signal.SIG_IGN)
     with SyncRedis.from_url(url) as connection:
-        Worker([Queue(queue_name, connection=connection)], connection=connection).work(logging_level="WARNING")
+        _Worker([Queue(queue_name, connection=connection)], connection=connection).work(logging_level="WARNING")

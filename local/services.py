@@ -180,7 +180,8 @@ class TrainerWorker(Child):
             env=env,
             log_path=state_dir / "logs" / "trainer.log",
             is_ready=self._ask,
-            grace_s=10.0,
+            # Longer than a trainer is given to stop.
+            grace_s=40.0,
         )
 
     def _ask(self) -> str | None:

@@ -17,7 +17,7 @@ from gateway.jobs.records import Claim
 from gateway.jobs.trainings import TrainingStore
 from gateway.loras.registry import LoraRegistry
 from gateway.moderation.verdicts import Moderation
-from gateway.redis_client import RedisClient
+from gateway.redis_client import HAND_OVER, RedisClient
 from gateway.settings import Settings
 from gateway.storage import Storage
 from trainer_worker.gpu_turn import GpuTurn
@@ -43,7 +43,7 @@ class Held:
         self.datasets, self.loras, self.registry = DatasetStore(redis), LoraRegistry(redis), InstanceRegistry(redis)
         self.journal = Journal(claim, store, storage, moderation)
         self.stop = threading.Event()
-        self.is_lost = False
+        self.is_lost = self.is_handed_over = False
         gpu = GpuLease(redis, settings.shared_gpu) if settings.shared_gpu else None
         self.turn = GpuTurn(gpu, claim.id, settings.training_lease_s, self.registry, measure_free_gpu)
         if claim.job.status is JobStatus.CANCELING:
@@ -52,6 +52,7 @@ class Held:
     async def run(self, work: Callable[[Held], Awaitable[None]]) -> None:
         """Do the work to its end. Raises LeaseLost, and whatever the work raises that is no ending of a job."""
         renewing = asyncio.create_task(self._renew())
+        asyncio.get_running_loop().add_signal_handler(HAND_OVER, self._hand_over)
         try:
             await self._attempt(work)
         except FluxgateError as error:
@@ -63,6 +64,13 @@ class Held:
         finally:
             renewing.cancel()
             await self.turn.let_go()
+            if self.is_handed_over:
+                await self.store.release([self.claim])
+
+    def _hand_over(self) -> None:
+        """Our worker is told to stop. The work stops as when its lease is lost; whoever looks next goes on from its last checkpoint."""
+        self.is_lost = self.is_handed_over = True
+        self.stop.set()
 
     async def _attempt(self, work: Callable[[Held], Awaitable[None]]) -> None:
         attempts = self.settings.training_attempts

@@ -49,7 +49,7 @@ async def train_in(held: Held, folder: Path, dataset: Dataset, machine: Machine)
     preset = await decide(held, machine, dataset)
     fresh = replace(plan_training(job, settings, folder, resume=False), precision=preset.precision)
     checkpoints = trainer.find_checkpoints(fresh)
-    if job.spec.parameters.get("resume_from") or job.attempts > 1:
+    if job.spec.parameters.get("resume_from") or job.attempts > 1 or checkpoints:
         await held.journal.note(f"Goes on from step {checkpoints[0][0]}." if checkpoints else "Begins anew: there is no whole checkpoint.")
     outcome = await run_trainer(held, trainer, replace(fresh, resume=bool(checkpoints)))
     await held.turn.give_back(held.journal.stage)

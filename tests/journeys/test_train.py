@@ -4,6 +4,8 @@ The trainer is the small one, with few steps: that the LoRA is good is not asked
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -79,6 +81,21 @@ def test_a_killed_worker_costs_no_training(studio: Studio) -> None:
     done = studio.wait(job["id"])
     assert (done["status"], done["lora"]) == ("succeeded", "survivor")
     assert done["attempts"] >= 2
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_training_over(studio: Studio) -> None:
+    job = studio.train(name="handed-over", steps=20, checkpoint_every=5)
+    studio.wait_for_step(job["id"], 6)
+    os.kill(studio.worker.pid, signal.SIGTERM)
+    wait_until(lambda: not studio.worker.is_alive(), "the worker's end, long before the training's")
+    assert studio.http.get(f"/v1/trainings/{job['id']}").json()["status"] == "running"
+    studio.worker.stop()
+    studio.worker.start()
+    studio.worker.wait_ready()
+    done = studio.wait(job["id"])
+    assert (done["status"], done["lora"], done["attempts"]) == ("succeeded", "handed-over", 1)
+    steps = studio.steps(job["id"])
+    assert len(steps) < 20 + 6, "it went on from a checkpoint"
 
 
 def test_no_generation_starts_while_a_training_has_the_gpu(studio: Studio) -> None:

@@ -5,7 +5,8 @@ if not facts[1] or is_terminal(facts[1]) then return {} end
 if facts[2] and tonumber(redis.call('ZSCORE', 'fluxgate:leases:training', id) or 0) > now then return {} end
 redis.call('HSET', key, 'lease', ARGV[3])
 redis.call('HSETNX', key, 'claimed_ms', now)
-redis.call('HINCRBY', key, 'attempts', 1)
+-- Handed back in order: going on with it is no further attempt.
+if redis.call('HDEL', key, 'released') == 0 then redis.call('HINCRBY', key, 'attempts', 1) end
 redis.call('HINCRBY', key, 'revision', 1)
 redis.call('ZADD', 'fluxgate:leases:training', now + tonumber(ARGV[4]), id)
 return redis.call('HGETALL', key)
