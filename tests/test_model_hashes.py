@@ -38,6 +38,8 @@ async def test_files_of_base_models_are_known_by_the_names_that_comfyui_lists(re
     root = tmp_path / "models"
     ae, one = put(root, "vae/ae.safetensors", b"a"), put(root, "diffusion_models/sub/one.safetensors", b"1")
     put(root, "vae/other.safetensors", b"of no base model")
+    (root / "unet").mkdir()
+    (root / "unet" / "ae.safetensors").symlink_to("/nowhere")
     put(root, ".fluxgate/incoming/ae.safetensors", b"not whole")
     put(root, "text_encoders/clip_l.safetensors", b"just written", changed_s=None)
     await ModelHashes(registry, root, FILES).look()

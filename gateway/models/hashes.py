@@ -59,7 +59,8 @@ class ModelHashes:
             inner[:] = [name for name in inner if not name.startswith(".")]
             for path in (Path(folder, name) for name in names):
                 place = path.relative_to(root).as_posix()
-                if place.partition("/")[2] in self._files:
+                # A link may lead to where only the instance can look.
+                if place.partition("/")[2] in self._files and path.is_file():
                     yield place, path
 
     async def _find(self, place: str, path: Path, now: tuple[int, int]) -> FileHash | None:

@@ -25,7 +25,7 @@ from tests.test_docker import draw_secrets
 
 FILES = ("compose.yaml", "compose.cpu.yaml")
 # Where things lie and listen differs; what they are does not.
-PLACES = {"REDIS_URL", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL", "COMFYUI_URLS", "LORA_DIR", "TRAINING_DIR"}
+PLACES = {"REDIS_URL", "S3_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL", "COMFYUI_URLS", "LORA_DIR", "MODELS_DIR", "TRAINING_DIR"}
 IMAGES = {"gateway": "gateway", "comfyui": "local", "trainer": "local"}
 
 
