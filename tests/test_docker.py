@@ -24,6 +24,7 @@ from tests.docker_files import (
     find_program,
     is_let_through,
     list_copied,
+    list_manifests,
     read_command,
     read_compose,
     read_dockerfile,
@@ -203,6 +204,15 @@ def test_health_is_asked_where_it_is_answered() -> None:
     ours = {"gateway", "comfyui"}
     assert all("healthcheck" in services[name] for name in waited_for - ours - {"init"})
     assert {name for name, service in services.items() if "restart" not in service} == {"models"}
+
+
+def test_nothing_may_become_root_and_loaders_have_room() -> None:
+    services = read_compose("compose.yaml")
+    for name, service in services.items():
+        assert (service["security_opt"], service["cap_drop"]) == (["no-new-privileges:true"], ["ALL"]), name
+    pods = [thing for thing in list_manifests("base") if thing["kind"] == "Deployment" and thing["metadata"]["name"] == "trainer"]
+    (room,) = (volume["emptyDir"]["sizeLimit"] for volume in pods[0]["spec"]["template"]["spec"]["volumes"] if volume["name"] == "shm")
+    assert (services["trainer"]["shm_size"], room) == ("8gb", "8Gi")
 
 
 def as_map(depends_on: Any) -> dict[str, Any]:
