@@ -57,4 +57,4 @@ class BeforeAfter:
             job, _ = await self._admission.admit(wish, caller)
             ids.append(job.id)
         before, after = ids
-        await self._loras.announce(lora.model_copy(update={"before": before, "after": after}))
+        await self._loras.change(lora.file, before=before, after=after)

@@ -79,7 +79,9 @@ class LoraImports:
             created_ms=now_ms(),
         )
         job = await self._trainings.start(spec, key, source.model_dump_json())
-        await self._loras.note_import(caller.id, request.name, job.id)
+        if job.id == job_id:
+            # What is asked for again is no newer than it was.
+            await self._loras.note_import(caller.id, request.name, job.id)
         return job
 
     def _family_of(self, base_model: str | None) -> str | None:

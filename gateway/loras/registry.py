@@ -64,6 +64,12 @@ _FORGET_IMPORT = """
 local imports = 'fluxgate:imports:' .. ARGV[1]
 if redis.call('HGET', imports, ARGV[2]) == ARGV[3] then redis.call('HDEL', imports, ARGV[2]) end
 """
+# ARGV: file, record as read, new record.
+_REPLACE = """
+if redis.call('HGET', 'fluxgate:published', ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HSET', 'fluxgate:published', ARGV[1], ARGV[3])
+return 1
+"""
 
 
 def describe_lora(file: str, metadata: dict[str, Any]) -> Lora:
@@ -95,6 +101,7 @@ class LoraRegistry:
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis, self._forget_import = redis, redis.register_script(_FORGET_IMPORT)
+        self._replace = redis.register_script(_REPLACE)
 
     @translate_redis
     async def publish(self, instance: str, loras: list[Lora]) -> None:
@@ -110,10 +117,19 @@ class LoraRegistry:
 
     @translate_redis
     async def announce(self, lora: Lora) -> None:
-        """A published LoRA, or what is newly known of it. Its name stands for the newest file published under it."""
+        """A published LoRA. Its name stands for the newest file published under it."""
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hset("fluxgate:published", lora.file, lora.model_dump_json(exclude={"instances"}))
             await pipeline.srem("fluxgate:withdrawn", lora.file).execute()
+
+    @translate_redis
+    async def change(self, file: str, **fields: Any) -> Lora | None:
+        """What is newly known of a published LoRA, beside what others change at the same time; None when it was taken back meanwhile."""
+        while (raw := await self._redis.hget("fluxgate:published", file)) is not None:
+            changed = Lora.model_validate_json(raw).model_copy(update=fields)
+            if await self._replace(args=[file, raw, changed.model_dump_json(exclude={"instances"})]):
+                return changed
+        return None
 
     @translate_redis
     async def claim_pictures(self, file: str) -> bool:

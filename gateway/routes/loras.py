@@ -73,8 +73,11 @@ class Sharing(BaseModel):
 @router.patch("/loras/{name:path}")
 async def share_lora(name: str, request: Sharing, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> dict[str, Any]:
     """Let every caller use one's own LoRA, or none but oneself again."""
-    lora = (await _load_changeable(runtime, caller, name)).model_copy(update={"shared": request.shared})
-    await runtime.loras.announce(lora)
+    changed = None
+    while changed is None:  # it was taken back, or another one published, since it was looked up
+        lora = await _load_changeable(runtime, caller, name)
+        changed = await runtime.loras.change(lora.file, shared=request.shared)
+    lora = changed.model_copy(update={"instances": lora.instances})
     return await _present_lora(runtime, lora, None, base_url, caller)
 
 

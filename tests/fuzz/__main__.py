@@ -28,7 +28,7 @@ from tests.journeys.belongings import acquire
 FOLDER = Path(__file__).parent
 KEY = "the-key-of-a-deployment-that-lives-for-minutes"
 # Small, so that what is too much is met, and that long jobs end.
-LIMITS = {"ADMIN_KEY": KEY, "TRAINER": "tiny", "TIMEOUT_S": "30", "MAX_BODY_BYTES": "65536", "LOG_LEVEL": "WARNING"}
+LIMITS = {"ADMIN_KEY": KEY, "TRAINER": "tiny", "TIMEOUT_S": "60", "MAX_BODY_BYTES": "65536", "LOG_LEVEL": "WARNING"}
 
 
 @contextmanager

@@ -167,6 +167,19 @@ def test_the_same_key_imports_once_and_what_it_made_is_taken_back(studio: Studio
     assert httpx.get(lora["url"]).status_code == 404
 
 
+def test_a_request_that_is_repeated_does_not_stand_before_a_later_one(studio: Studio, tmp_path: Path) -> None:
+    body = {"name": "again", "upload": upload(studio, of_a_good_file(tmp_path))}
+    studio.http.post(LORAS, json=body, headers={"Idempotency-Key": "import-again"})
+    assert settle(studio, "again")["status"] == "ready"
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no tensors here")
+    later = ask(studio, name="again", upload=upload(studio, broken)).json()["import"]["id"]
+    wait_until(lambda: studio.read(later)["status"] == "failed", "the end of the later one")
+    studio.http.post(LORAS, json=body, headers={"Idempotency-Key": "import-again"})
+    assert studio.http.get(f"{LORAS}/again").json()["import"]["id"] == later
+    studio.http.delete(f"{LORAS}/again")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_python_clients_bring_a_lora(kind: str, studio: Studio, tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
