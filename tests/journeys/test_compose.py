@@ -138,7 +138,7 @@ def test_make_run_starts_the_same_from_the_same_settings(tmp_path: Path) -> None
     alone = set(said) - set(plan.gateway_env) - {"SECRETS_DIR", "METRICS_PORT"}
     unsaid = Settings.model_construct()
     assert {name: said[name] for name in alone} == {name: getattr(unsaid, name.lower()) or "" for name in alone}
-    # One table for both processes, here and there.
+    # One table for both processes, here and there, but for what the gateway alone does.
     waiting = fill(services["trainer"]["environment"], {})
-    assert waiting == {name: value for name, value in said.items() if name != "METRICS_PORT"}
+    assert waiting == {name: value for name, value in said.items() if name not in ("METRICS_PORT", "MODELS_DIR")}
     assert plan.gateway_env.items() <= ours["trainer"]._env.items()
