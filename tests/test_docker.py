@@ -93,6 +93,22 @@ def test_the_tested_simpletuner_is_the_one_in_the_image() -> None:
     assert f"simpletuner=={read_versions()['SIMPLETUNER_VERSION']}" in (pinned + installed).lower()
 
 
+def test_versions_agree_wherever_they_are_said() -> None:
+    """Decisions tell of what was; everything else of what is."""
+    versions = read_versions()
+    patterns = {r"(?<![\d.])0\.3\.\d+\b": "COMFYUI_VERSION", r"(?<=[Tt]uner[ =])=?(\d+\.\d+\.\d+)": "SIMPLETUNER_VERSION"}
+    folders = ("gateway", "local", "comfy_workflows", "trainer_worker", "docker", "tests/simpletuner")
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    files += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".toml", ".yaml", ".sh", ".txt")]
+    for pattern, name in patterns.items():
+        said = {(str(path.relative_to(ROOT)), found) for path in files for found in re.findall(pattern, path.read_text())}
+        assert len(said) > 5
+        assert not [(path, found) for path, found in said if found != versions[name]]
+    python = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert python is not None
+    assert f"Python {python[1]} or newer" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_an_image_is_built_from_what_is_there(path: Path) -> None:
     for source in list_copied(path):
