@@ -44,7 +44,7 @@ class Child:
         log_path: Path,
         is_ready: Callable[[], str | None],
         env: Mapping[str, str] | None = None,
-        ready_timeout_s: float = 30.0,
+        ready_timeout_s: float = 90.0,
         grace_s: float = 5.0,
     ) -> None:
         self.name = name

@@ -145,7 +145,7 @@ class Engine(Child):
         command = [sys.executable, "-m", "local.engine", "--listen", LOOPBACK, "--port", str(port)]
         command += ["--base-directory", str(self.base_dir), "--preview-method", "auto", *flags]
         log_path = state_dir / "logs" / f"{name}.log"
-        super().__init__(name, command, log_path=log_path, is_ready=lambda: ask(f"{self.url}/system_stats"), ready_timeout_s=60.0)
+        super().__init__(name, command, log_path=log_path, is_ready=lambda: ask(f"{self.url}/system_stats"))
 
     def start(self) -> None:
         install_models(self.base_dir / "models")

@@ -84,7 +84,6 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
         env=settle("comfyui") | place,
         log_path=volumes / "logs" / "engine.log",
         is_ready=lambda: ask(f"{url}/system_stats"),
-        ready_timeout_s=60.0,
     )
     environment = settle("gateway")
     gateway = Gateway(volumes, environment["HOST"], ports["gateway"], environment)
