@@ -18,11 +18,18 @@ async def wait_until_ended(store: JobStore, feed: EventFeed, job: Job, wait_s: f
 
     What came before is not read: a job that was just made has little past, and of that only the end counts.
     """
-    deadline = time.monotonic() + wait_s
-    with feed.subscribe(job.id) as subscription:
+    deadline, ended = time.monotonic() + wait_s, list[Job]()
+
+    def tell(end: Job) -> None:
+        ended.append(end)
+        subscription.wake()
+
+    with feed.subscribe(job.id) as subscription, store.ends.hear(job.id, tell):
         has_missed_it = feed.has_told_end(job.id)
         while not has_missed_it and not feed.closed and (left_s := deadline - time.monotonic()) > 0:
             came = await subscription.wait(min(left_s, SILENCE_S))
+            if ended:
+                return ended[0]
             for event in subscription.take():
                 # Only what is the end is parsed.
                 if event.kind == EventKind.STATUS and event.status in TERMINAL:

@@ -49,6 +49,7 @@ LAYERS = {
     "gateway.workflows.errors": 2,
     "gateway.plain_http": 1,
     "gateway.redis_client": 1,  # the one door to Redis, below all that keep something there
+    "gateway.jobs.ends": 2,
     "gateway.jobs.gathering": 2,
     "gateway.jobs.scripts": 2,
     "gateway.jobs.store": 2,
@@ -156,6 +157,7 @@ FRIENDS = (
     ("gateway.jobs.batch_records", "gateway.jobs.model"),
     ("gateway.jobs.batch_records", "gateway.jobs.records"),
     ("gateway.jobs.store", "gateway.jobs.events"),
+    ("gateway.jobs.store", "gateway.jobs.ends"),
     ("gateway.jobs.store", "gateway.jobs.gathering"),
     ("gateway.jobs", "gateway.jobs.scripts"),
     ("gateway.jobs.trainings", "gateway.jobs.store"),

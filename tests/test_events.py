@@ -17,6 +17,7 @@ from gateway.jobs.model import Event, EventKind, Job, JobStatus
 from gateway.jobs.records import Claim, EventDraft
 from gateway.jobs.store import JobStore
 from gateway.redis_client import RedisClient, connect_reader, connect_redis, translate_redis
+from gateway.waiting import wait_until_ended
 from local.child import pick_free_port
 from local.services import RedisServer
 from tests.job_specs import create, finish, is_in_order, read_all, statuses, take
@@ -306,3 +307,18 @@ def test_what_was_held_back_goes_when_its_time_has_come(seconds: list[float]) ->
     seconds[0] += 0.25
     assert throttle.thin([]) == [progress(2)]
     assert throttle.due_s is None
+
+
+async def test_who_waits_hears_an_end_of_this_process_without_the_feed(store: JobStore, redis_client: RedisClient) -> None:
+    """The feed brings it too, to all processes; here it is not even read."""
+    feed = EventFeed(redis_client, redis_client)
+    await create(store, "one", "two")
+    one, two = await take(store, "one"), await take(store, "two")
+    waiting = asyncio.create_task(wait_until_ended(store, feed, one.job, PATIENCE_S))
+    await asyncio.sleep(0)
+    assert await finish(store, two)
+    assert not await store.finish(Claim(one.job, one.graph, "another's"), one.job), "only an end that counts is told"
+    assert not waiting.done()
+    assert await finish(store, one)
+    async with asyncio.timeout(PATIENCE_S / 10):
+        assert (await waiting).status is JobStatus.SUCCEEDED

@@ -261,7 +261,7 @@ class Dispatcher:
 
     def _wake_if_any_waits(self) -> None:
         """A slot is free. The feed told of every job that waits; one that it missed is found at the next idle look."""
-        if self._line.candidates:
+        if self._line.may_hold_any:
             self._wake.set()
 
     def _observe(self, job_id: str, kind: str, status: str, data: bytes) -> None:

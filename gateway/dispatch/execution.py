@@ -356,6 +356,7 @@ class Execution:
         made_on = self._instance.made_on(files) if ran else self.job.made_on
         self.job = self.job.model_copy(update={"status": status, "finished_ms": now_ms(), "made_on": made_on})
         await self._writer.finish(self.job, events)
+        await asyncio.sleep(0)  # who waits for it goes first
         await self._take_inputs_away()
 
     async def _give_back(self, reason: Exception) -> None:

@@ -34,6 +34,11 @@ class Line:
         return not self._ids and not self._is_cut
 
     @property
+    def may_hold_any(self) -> bool:
+        """Whether somebody waits, as far as is known. A claim that came to nothing may have left a job of which nothing else is known."""
+        return bool(self._candidates) or not self._due_s
+
+    @property
     def may_show_more(self) -> bool:
         """Of those that were seen some are placed: as many more can be looked at."""
         return self._is_cut and len(self._ids) < LOOK_AHEAD

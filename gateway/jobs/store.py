@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.errors import TooManyRequests
+from gateway.jobs.ends import Ends
 from gateway.jobs.gathering import Gathering
 from gateway.jobs.model import Job, JobError, JobSpec, JobStatus, now_ms
 from gateway.jobs.records import (
@@ -67,6 +68,7 @@ class JobStore:
         self._redis = redis
         self._ttl_s, self._cache_ttl_s, self._limits = ttl_s, cache_ttl_s, limits or Limits()
         self._clock = clock
+        self.ends = Ends()
         self._create, self._create_finished, self._delete = load_scripts(redis, "create", "create_finished", "delete")
         self._peek, self._claim, self._position, self._take_over = load_scripts(redis, "peek", "claim", "position", "take_over")
         self._renew, self._finish, self._requeue, self._end_waiting_script = load_scripts(
@@ -339,6 +341,8 @@ class JobStore:
         answer = await self._finish(
             args=[self._now(), claim.id, claim.lease, job.status.value, self._ttl_s, self._cache_ttl_s, len(flat) // 2, *flat, *drafts]
         )
+        if answer:
+            self.ends.tell(job)
         return bool(answer)
 
     @translate_redis
