@@ -26,6 +26,7 @@ class Line:
         self._ids: list[str] = []  # as of the last look
         self._due_s = 0.0
         self._is_cut = False  # more wait than were seen
+        self._came: list[str] = []  # since Redis was last asked: its answer may be older than they are
         self._claiming: set[str] = set()  # placed, and perhaps still in Redis's line
 
     @property
@@ -55,12 +56,15 @@ class Line:
     async def look(self, instances: Mapping[str, Instance]) -> list[Candidate]:
         """The next in line, as of a look at Redis that is recent enough. The same look tells the instances what they hold."""
         if time.monotonic() > self._due_s:
-            window = LOOK_AHEAD + len(self._claiming)
+            window, self._came = LOOK_AHEAD + len(self._claiming), []
+            # Before it is asked, so that who wants another look meanwhile gets it.
+            self._due_s = time.monotonic() + LINE_S
             front, loads = await self._store.peek(window, list(instances))
             ids = [job_id for job_id in front if job_id not in self._claiming][:LOOK_AHEAD]
             self._is_cut = len(front) == window
-            self._due_s = time.monotonic() + (WHOLE_LINE_S if len(ids) <= 2 else LINE_S)
-            self._ids = ids
+            if len(ids) <= 2 and self._due_s:
+                self._due_s += WHOLE_LINE_S - LINE_S
+            self._ids = ids + [job_id for job_id in self._came if job_id not in ids and job_id in self._candidates]
             for name, load in loads.items():
                 if name in instances:
                     instances[name].look(load)
@@ -85,6 +89,7 @@ class Line:
             self._due_s = 0.0
         elif job.id not in self._ids and job.id not in self._claiming and not self._is_cut:
             self._ids.append(job.id)
+            self._came.append(job.id)
             if len(self._ids) > 2:
                 self._due_s = min(self._due_s, time.monotonic() + LINE_S)
 
