@@ -71,6 +71,20 @@ async def test_what_was_put_is_read_and_found_by_both_hashes(assets: AssetStore)
     assert await assets.find(CALLER, sha256="0" * 64) is None
 
 
+async def test_one_that_is_deleted_while_somebody_reads_it_is_absent_as_any(assets: AssetStore, storage: Storage) -> None:
+    asset = await assets.put_file(CALLER, io.BytesIO(b"a moment"), "text/plain", "a.txt")
+    await assets.delete(CALLER, asset.id)
+    await storage.delete([asset.key])
+    for read in (assets.read(asset), assets.copy_to(io.BytesIO(), asset)):
+        with pytest.raises(NotFound) as gone:
+            await read
+        assert gone.value.code == "asset_not_found"
+    kept = await assets.put_file(CALLER, io.BytesIO(b"another"), "text/plain", "b.txt")
+    await storage.delete([kept.key])
+    with pytest.raises(StorageUnavailable):
+        await assets.read(kept)
+
+
 async def test_equal_bytes_of_one_caller_lie_there_once_until_the_last_of_them_goes(assets: AssetStore, storage: Storage) -> None:
     one, two = [await assets.put_file(CALLER, io.BytesIO(b"same"), "text/plain", name) for name in ("one", "two")]
     three = await assets.again(one, "three")

@@ -235,12 +235,23 @@ class AssetStore:
         return saved
 
     async def read(self, asset: Asset) -> bytes:
-        """The bytes of an asset that is ready."""
-        return await self._storage.get(asset.key)
+        """The bytes of an asset that is ready. Raises NotFound when it was deleted since then."""
+        async with self._unless_deleted(asset):
+            return await self._storage.get(asset.key)
 
     async def copy_to(self, file: IO[bytes], asset: Asset) -> None:
-        """Write the bytes of an asset that is ready behind what a file holds."""
-        await self._storage.scan(asset.key, file.write)
+        """Write the bytes of an asset that is ready behind what a file holds. Raises NotFound as `read` does."""
+        async with self._unless_deleted(asset):
+            await self._storage.scan(asset.key, file.write)
+
+    @asynccontextmanager
+    async def _unless_deleted(self, asset: Asset) -> AsyncIterator[None]:
+        try:
+            yield
+        except StorageUnavailable as error:
+            if await self._records.load(asset.id) is None:
+                raise absent(asset.id) from error
+            raise
 
     async def find_made(self, caller: str, how: str) -> Asset | None:
         """What was made in this way before, kept for another while; None: it is to be made."""

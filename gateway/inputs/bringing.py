@@ -142,7 +142,14 @@ class Inputs:
         if asset.size_bytes > MAX_PICTURE_BYTES:
             remedy = "Scale it down, or save it as JPEG."
             raise refuse(name, Refused("file_too_large", name, f"{given} has more than {MAX_PICTURE_BYTES} bytes.", remedy))
-        return Source(asset.sha256, lambda: self._assets.read(asset), given)
+
+        async def read() -> bytes:
+            try:
+                return await self._assets.read(asset)
+            except NotFound as error:
+                raise absent(given, parameter=name) from error
+
+        return Source(asset.sha256, read, given)
 
     async def _hold(self, body: bytes) -> Source:
         async def read() -> bytes:

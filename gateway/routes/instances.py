@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,6 +39,10 @@ async def get_instance(instance: str, runtime: Runtime, caller: Admin) -> dict[s
     return _present(facts)
 
 
+_HOST = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?\.?|[0-9a-f:.]+")
+_PATH = re.compile(r"(?:[A-Za-z0-9_~-][A-Za-z0-9._~-]*(?:/|$))*")
+
+
 class NewInstance(BaseModel):
     """A ComfyUI to use from now on."""
 
@@ -50,7 +55,14 @@ class NewInstance(BaseModel):
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
             raise ValueError("write http://HOST:PORT, without user, query or fragment")
-        _ = parts.port  # raises ValueError when it is no port
+        # `port` raises ValueError when it is none.
+        if (
+            parts.port == 0
+            or not value.isprintable()
+            or not _HOST.fullmatch(parts.hostname)
+            or not _PATH.fullmatch(value.partition("://")[2].partition("/")[2])
+        ):
+            raise ValueError("write http://HOST:PORT, with a host's name or address and at most a plain path behind it")
         return value.rstrip("/")
 
 

@@ -74,3 +74,22 @@ def test_one_that_runs_something_is_draining_until_that_has_ended(api: Api, seco
     assert api.wait(job["id"])["status"] == "canceled"
     assert see(api, second) is None
     assert ask(api, "DELETE", second) == 404
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a b",
+        "http://\0",
+        "http://h\n",
+        "http://a\tb",
+        "http://h:0",
+        "http://h:65536",
+        "http://h/../x",
+        "http://h/%00",
+        "http://h//x",
+    ],
+)
+def test_what_is_no_address_of_an_instance_is_refused(api: Api, url: str) -> None:
+    answer = api.http.post("/v1/instances", json={"url": url})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_parameter"), answer.text
