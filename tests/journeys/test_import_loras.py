@@ -159,9 +159,14 @@ def test_requests_that_are_refused_at_once(studio: Studio) -> None:
 
 def test_the_same_key_imports_once_and_what_it_made_is_taken_back(studio: Studio, tmp_path: Path) -> None:
     body = {"name": "keyed", "upload": upload(studio, of_a_good_file(tmp_path))}
-    one, two = (studio.http.post(LORAS, json=body, headers={"Idempotency-Key": "import-1"}).json() for _ in range(2))
-    assert one["import"]["id"] == two["import"]["id"]
+    headers = {"Idempotency-Key": "import-1"}
+    first = studio.http.post(LORAS, json=body, headers=headers)
     lora = settle(studio, "keyed")
+    studio.http.delete(f"/v1/uploads/{body['upload']}")
+    again = studio.http.post(LORAS, json=body, headers=headers)
+    assert (again.status_code, again.headers["Idempotency-Replayed"], again.json()) == (202, "true", first.json()), "its upload is gone"
+    assert again.headers["Location"] == first.headers["Location"]
+    read_error(studio.http.post(LORAS, json=body | {"name": "other"}, headers=headers), 422, "idempotency_key_reuse")
     assert lora["status"] == "ready"
     assert studio.http.delete(f"{LORAS}/keyed").json()["file"] == lora["file"]
     assert httpx.get(lora["url"]).status_code == 404
