@@ -59,7 +59,7 @@ class Stream:
                 report.whole_us.append((here_us - int(step[1])) % WRAP_US)
                 report.feed_ms.append(here_ms - place[0])
             elif kind == b"status":
-                self.succeeded = b'"status": "succeeded"' in body
+                self.succeeded = b'"status":"succeeded"' in body
         self.tail = data[whole:] if whole > 1 else data
         return bool(chunk) and not self.tail.endswith(b"0\r\n\r\n")
 

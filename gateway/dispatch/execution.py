@@ -17,7 +17,8 @@ from comfy_workflows.graph import find_sinks
 from gateway.comfy.client import HistoryEntry, OutputFile
 from gateway.comfy.companion import save_in_background
 from gateway.comfy.messages import ErrorData, Executed, ExecutedData, ExecutionError, ExecutionStart, Message, Preview
-from gateway.dispatch.faults import describe_node_error, describe_rejection
+from gateway.dispatch.faults import describe_node_error, describe_rejection, misses_a_value
+from gateway.dispatch.fleet import missing
 from gateway.dispatch.ingest import Early, Ingest
 from gateway.dispatch.instance import Instance
 from gateway.dispatch.progress import ProgressTracker
@@ -135,7 +136,10 @@ class Execution:
                 await self._hold_lease()
             entry = await self._prompt.follow(resumed=resumed, deadline=time.monotonic() + self.job.spec.timeout_s - since_claim_s)
         except PromptRejected as rejection:
-            await self._fail(describe_rejection(rejection, self._graph))
+            if misses_a_value(rejection) and await self._has_lost_a_file():
+                await self._give_back(rejection)
+            else:
+                await self._fail(describe_rejection(rejection, self._graph))
             return
         except StorageUnavailable as error:
             await self._fail(JobError(code="input_unavailable", message=f"An input could not be read: {error.message}", hint=error.hint))
@@ -150,6 +154,14 @@ class Execution:
             return
         self._instance.breaker.record_success()
         await self._conclude(entry)
+
+    async def _has_lost_a_file(self) -> bool:
+        """What an instance has is known some seconds late: a file may have gone since the job was placed there, to be brought again."""
+        try:
+            await self._instance.look_again()
+        except InstanceError:
+            return False
+        return bool(missing(self.job.spec.needs, self._instance.catalog or {}))
 
     async def _write_for_ever(self) -> None:
         try:

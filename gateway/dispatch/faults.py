@@ -51,6 +51,12 @@ def _say(error: dict[str, Any]) -> str:
     return said.partition(" not in ")[0] + " is not there" if error.get("type") == "value_not_in_list" else said
 
 
+def misses_a_value(rejection: PromptRejected) -> bool:
+    """Whether a value was not among an input's choices: as when a file went after the job was placed."""
+    reports = (report.get("errors") or [] for report in rejection.node_errors.values())
+    return any(error.get("type") == "value_not_in_list" for errors in reports for error in errors)
+
+
 def describe_rejection(rejection: PromptRejected, graph: dict[str, Any]) -> JobError:
     """ComfyUI refused the graph: which node, which input, why."""
     nodes = []

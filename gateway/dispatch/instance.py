@@ -214,6 +214,10 @@ class Instance:
                 on_usable.set()
             await asyncio.sleep(REFRESH_S if self.is_usable else 0.25)
 
+    async def look_again(self) -> None:
+        """Read its catalogue now; other processes learn of it with the next refresh. Raises InstanceError."""
+        self.catalog = reduce_catalog(await self.client.object_info())
+
     async def _refresh_loras(self, registry: LoraRegistry) -> bool:
         names = set(await self.client.model_names("loras"))
         if names == self._loras.keys() and self.catalog is not None:

@@ -34,14 +34,16 @@ class ModelHashes:
     async def watch(self) -> None:
         """For ever. What cannot be read now is tried again later."""
         while True:
+            is_whole = True
             try:
-                await self.look()
+                is_whole = await self.look()
             except (FluxgateError, OSError) as error:
                 log.warning("hashes of models not found", extra={"error": str(error)})
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(WATCH_S if is_whole else SETTLED_MS / 1000)
 
-    async def look(self) -> None:
-        """Once. Raises FluxgateError, OSError."""
+    async def look(self) -> bool:
+        """Once; False when a file was being written. Raises FluxgateError, OSError."""
+        is_whole = True
         for place, path in await asyncio.to_thread(lambda: list(self._list())):
             now = _measure(path)
             if _is_of(self._known.get(place), now):
@@ -51,6 +53,8 @@ class ModelHashes:
                 await self._registry.note_file_hash(place, known)
             if known is not None:
                 self._known[place] = known
+            is_whole = is_whole and known is not None
+        return is_whole
 
     def _list(self) -> Iterator[tuple[str, Path]]:
         """(place, path); links are followed, as ComfyUI does."""

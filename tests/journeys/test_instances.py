@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 
 from tests.conftest import EngineFactory
@@ -15,11 +16,16 @@ NOBODY = "http://127.0.0.1:9"
 
 
 def see(api: Api, instance: str) -> dict[str, Any] | None:
-    """As the list and the route of its own tell it, which agree."""
-    answer = api.http.get(f"/v1/instances/{quote(instance, safe='')}")
-    listed = [one["id"] for one in api.http.get("/v1/instances").json()["data"]]
-    assert (answer.status_code, instance in listed) in ((200, True), (404, False))
-    return dict(answer.json()) if answer.status_code == 200 else None
+    """As the list and the route of its own tell it, which agree. They are two requests: news may come between them."""
+    told = list[httpx.Response]()
+
+    def agree() -> bool:
+        told[:] = [api.http.get(f"/v1/instances/{quote(instance, safe='')}"), api.http.get("/v1/instances")]
+        assert told[0].status_code in (200, 404)
+        return (told[0].status_code == 200) == any(one["id"] == instance for one in told[1].json()["data"])
+
+    wait_until(agree, "the list and the instance's own route agree")
+    return dict(told[0].json()) if told[0].status_code == 200 else None
 
 
 def state(api: Api, instance: str) -> str | None:
@@ -51,7 +57,7 @@ def test_one_that_was_removed_is_gone_at_once_and_comes_back_when_it_is_added_ag
 @pytest.fixture
 def second(api: Api, engine_factory: EngineFactory) -> Iterator[str]:
     """One more instance, which alone takes work."""
-    (first,) = (one["id"] for one in api.http.get("/v1/instances").json()["data"])
+    first = next(one["id"] for one in api.http.get("/v1/instances").json()["data"] if one["state"] == "up")
     instance = add(api, engine_factory().url)
     wait_until(lambda: state(api, instance) == "up", "it is used")
     assert ask(api, "POST", first, "/drain") == 202

@@ -146,6 +146,18 @@ def reproduce(api: Api, job: Job) -> Job:
     return again
 
 
+@pytest.fixture
+def hashes(api: Api) -> None:
+    """The models' files were read, which goes on beside the first jobs."""
+
+    def are_known() -> bool:
+        job = api.run(workflow="flux", prompt="a red circle", width=256, height=256, steps=1, cache="off")
+        return all(model["sha256"] for model in job["manifest"]["models"])
+
+    wait_until(are_known, "the hashes of the models' files")
+
+
+@pytest.mark.usefixtures("hashes")
 def test_a_manifest_names_everything_that_made_the_picture(api: Api, models_dir: Path) -> None:
     job = api.run(workflow="flux", prompt="a red circle", seed=7, width=256, height=256, steps=2)
     manifest = job["manifest"]
@@ -162,6 +174,7 @@ def test_a_manifest_names_everything_that_made_the_picture(api: Api, models_dir:
     assert third["manifest"]["graph_sha256"] != manifest["graph_sha256"]
 
 
+@pytest.mark.usefixtures("hashes")
 def test_the_same_graph_makes_the_same_pixels_again(api: Api) -> None:
     job = api.run(workflow="flux", prompt="a red circle", seed=11, width=256, height=256, steps=2, num_images=2)
     again = reproduce(api, job)

@@ -115,7 +115,7 @@ def test_no_generation_starts_while_a_training_has_the_gpu(studio: Studio) -> No
     steps = [event for event in studio.events(training["id"]) if event[1] == "progress" and event[2]["current_node"] == "training"]
     last_step_ms = int(steps[-1][0].partition("-")[0])
     began = httpx.get(job["urls"]["events"], timeout=PATIENCE_S).text
-    started = next(block for block in began.split("\n\n") if '"status": "running"' in block and block.startswith("id: "))
+    started = next(block for block in began.split("\n\n") if '"status":"running"' in block and block.startswith("id: "))
     assert int(started.removeprefix("id: ").partition("-")[0]) > last_step_ms
 
 
