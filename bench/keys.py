@@ -69,8 +69,8 @@ def report(ways: list[Way]) -> str:
 
 
 async def run(state_dir: Path, share: float) -> None:
-    """Print the table. `share` scales the number of jobs (1 is 400 one by one and 600 in parallel, each way)."""
+    """Print the table. `share` scales the number of jobs (1 is 800 one by one and 600 in parallel, each way)."""
     blocks = 8
     async with open_ways(state_dir) as ways:
-        await measure(ways, SIDE, blocks=blocks, one_by_one=max(blocks, int(400 * share)), parallel=max(blocks * 32, int(600 * share)))
+        await measure(ways, SIDE, blocks=blocks, one_by_one=int(800 * share), parallel=max(blocks * 32, int(600 * share)))
         print(report(ways), end="\n\n", flush=True)

@@ -22,6 +22,7 @@ from bench.raw import RawClient, load_graph, open_raw_client
 
 SIDES = (64, 1024)
 CONCURRENCY = 32
+TURN = 10
 # Every picture has a colour that none before had: no cache can answer.
 COLORS = itertools.count(random.randrange(1 << 20))
 
@@ -121,14 +122,14 @@ async def open_ways(state_dir: Path) -> AsyncIterator[list[Way]]:
 
 
 async def measure(ways: list[Way], side: int, *, blocks: int, one_by_one: int, parallel: int) -> None:
-    """`one_by_one` and `parallel` are jobs per way, split over the blocks."""
+    """`one_by_one` and `parallel` are jobs per way. One by one the ways change every TURN jobs: a machine's speed drifts within seconds."""
     for way in ways:
         await way.run_one_by_one(side, 10)
         await way.run_in_parallel(side, CONCURRENCY * 2)
         way.forget()
-    for _ in range(blocks):
+    for _ in range(-(-one_by_one // TURN)):
         for way in ways:
-            await way.run_one_by_one(side, one_by_one // blocks)
+            await way.run_one_by_one(side, TURN)
     for _ in range(blocks):
         for way in ways:
             await way.run_in_parallel(side, parallel // blocks)
@@ -155,13 +156,11 @@ def report(ways: list[Way], side: int) -> str:
 
 
 async def run(state_dir: Path, share: float) -> None:
-    """Print the tables. `share` scales the number of jobs (1 is 200 one by one and 600 in parallel, each way)."""
+    """Print the tables. `share` scales the number of jobs (1 is 400 one by one and 600 in parallel, each way)."""
     blocks = 4
     async with open_ways(state_dir) as ways:
         for side in SIDES:
-            await measure(
-                ways, side, blocks=blocks, one_by_one=max(blocks, int(200 * share)), parallel=max(blocks * CONCURRENCY, int(600 * share))
-            )
+            await measure(ways, side, blocks=blocks, one_by_one=int(400 * share), parallel=max(blocks * CONCURRENCY, int(600 * share)))
             print(report(ways, side), end="\n\n", flush=True)
             for way in ways:
                 way.forget()
