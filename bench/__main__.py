@@ -1,6 +1,7 @@
 """`python -m bench [NAME ...] [--share 0.25]`: runs benches one after the other and prints their tables; without names, all.
 
-Everything they need is started and ended here; COMFYUI_URL replaces the built-in engine by a real ComfyUI.
+Everything they need is started and ended here; COMFYUI_URL replaces the built-in engine by a real ComfyUI. Give it a
+TMPDIR on a tmpfs (/dev/shm): where many files were deleted lately, ext4 is slow to make new ones, and benches delete many.
 """
 
 from __future__ import annotations
