@@ -36,6 +36,7 @@ from gateway.inputs.asset_records import AssetRecords
 from gateway.inputs.assets import AssetStore
 from gateway.inputs.bringing import Inputs
 from gateway.instances import FleetRegistry, InstanceRegistry
+from gateway.jobs.answers import AnswerStore
 from gateway.jobs.batches import BatchStore
 from gateway.jobs.deliveries import DeliveryStore
 from gateway.jobs.events import BLOCK_MS, EventFeed
@@ -88,6 +89,7 @@ class Runtime:
     usage: Usage
     doorkeeper: Doorkeeper
     tickets: Tickets
+    answers: AnswerStore
     admission: Admission
     raw: RawAdmission
     datasets: DatasetStore
@@ -269,6 +271,7 @@ async def open_runtime(settings: Settings, *, dispatch: bool) -> AsyncIterator[R
                 usage=usage,
                 doorkeeper=doorkeeper,
                 tickets=Tickets(redis),
+                answers=AnswerStore(redis),
                 admission=admission,
                 raw=RawAdmission(settings, catalog, store, storage, assets, inputs, admission, rules),
                 datasets=datasets,

@@ -49,6 +49,7 @@ LAYERS = {
     "gateway.workflows.errors": 2,
     "gateway.plain_http": 1,
     "gateway.redis_client": 1,  # the one door to Redis, below all that keep something there
+    "gateway.jobs.answers": 2,
     "gateway.jobs.ends": 2,
     "gateway.jobs.gathering": 2,
     "gateway.jobs.scripts": 2,
@@ -93,6 +94,7 @@ LAYERS = {
     "gateway.batches.admission": 3,
     "gateway.loras.before_after": 3,
     "gateway.edge.bodies": 3,
+    "gateway.edge.once": 3,
     "gateway.dialects.comfy_v2": 3,
     "gateway.trainings.captioning": 3,
     "gateway.datasets.curation": 3,
@@ -195,6 +197,7 @@ FRIENDS = (
     ("gateway.trainings.requests", "gateway.webhooks"),
     ("gateway.webhooks", "gateway.presentation"),
     ("gateway.dialects.openai_images", "gateway.edge.bodies"),
+    ("gateway.edge.once", "gateway.edge.bodies"),
     ("gateway.raw_admission", "gateway.admission"),
     ("gateway.raw_admission", "gateway.inputs.assets"),
     ("gateway.raw_admission", "gateway.dialects.comfy_v2"),

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from gateway.errors import TooManyRequests
 from gateway.jobs.batch_records import PACKET, Archive, Batch, BatchSpec, pack, unpack
 from gateway.jobs.model import JobStatus
-from gateway.jobs.records import IdempotencyKey, Item, pair_up
+from gateway.jobs.records import IDEMPOTENCY_TTL_S, IdempotencyKey, Item, pair_up
 from gateway.jobs.scripts import load_scripts
-from gateway.jobs.store import IDEMPOTENCY_TTL_S, LONGEST_LIFE_S
+from gateway.jobs.store import LONGEST_LIFE_S
 from gateway.redis_client import RedisClient, read_index, translate_redis
 
 
@@ -39,7 +39,7 @@ class BatchStore:
         """Accept a batch whole; its id, or that of the first request with this key. Raises TooManyRequests."""
         # Packing 10,000 items takes a second: other requests go on meanwhile.
         packets = [await asyncio.to_thread(pack, items[start : start + PACKET]) for start in range(0, len(items), PACKET)]
-        replay = [f"fluxgate:idempotency:{key.caller}:{key.key}", key.body_hash, IDEMPOTENCY_TTL_S] if key else ["", "", 0]
+        replay = [key.record, key.body_hash, IDEMPOTENCY_TTL_S] if key else ["", "", 0]
         answer = await self._create(
             args=[
                 *("", spec.id, spec.caller, spec.created_ms, spec.model_dump_json(), spec.total, webhook, self._per_caller),

@@ -71,6 +71,9 @@ class Admitted(NamedTuple):
     job_id: str
 
 
+IDEMPOTENCY_TTL_S = 24 * 3600
+
+
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
     """A caller's key and the hash of the body it came with."""
@@ -78,6 +81,11 @@ class IdempotencyKey:
     caller: str
     key: str
     body_hash: str
+
+    @property
+    def record(self) -> str:
+        """Where in Redis the first request with it is known."""
+        return f"fluxgate:idempotency:{self.caller}:{self.key}"
 
     def require_same_body(self, known_hash: str) -> None:
         if known_hash != self.body_hash:

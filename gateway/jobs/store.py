@@ -27,6 +27,7 @@ from gateway.jobs.ends import Ends
 from gateway.jobs.gathering import Gathering
 from gateway.jobs.model import Job, JobError, JobSpec, JobStatus, now_ms
 from gateway.jobs.records import (
+    IDEMPOTENCY_TTL_S,
     Admitted,
     Claim,
     EventDraft,
@@ -45,7 +46,6 @@ from gateway.jobs.scripts import load_scripts
 from gateway.pricing import Measurement, read_measurement
 from gateway.redis_client import RedisClient, read_index, translate_redis
 
-IDEMPOTENCY_TTL_S = 24 * 3600
 # No job waits and runs longer than that, so that a record made so long before its own ttl has expired.
 LONGEST_LIFE_S = 14 * 24 * 3600
 # Of one workflow and base model: several sizes and devices, each a few times.
@@ -117,7 +117,7 @@ class JobStore:
 
     @staticmethod
     def _idempotency_args(key: IdempotencyKey | None) -> list[Any]:
-        return [f"fluxgate:idempotency:{key.caller}:{key.key}", key.body_hash, IDEMPOTENCY_TTL_S] if key else ["", "", 0]
+        return [key.record, key.body_hash, IDEMPOTENCY_TTL_S] if key else ["", "", 0]
 
     def _admitted(self, spec: JobSpec, answer: list[Any], key: IdempotencyKey | None) -> Admitted:
         outcome = answer[0]
@@ -136,16 +136,19 @@ class JobStore:
     @translate_redis
     async def find_replay(self, key: IdempotencyKey) -> tuple[str, bytes | None] | None:
         """(job id, recorded answer) of an earlier request with this key. Raises Unprocessable when its body was another."""
-        known = await self._redis.hmget(f"fluxgate:idempotency:{key.caller}:{key.key}", "hash", "job", "answer")
+        known = await self._redis.hmget(key.record, "hash", "job", "answer")
         if known[0] is None:
             return None
         key.require_same_body(known[0].decode())
         return known[1].decode(), known[2]
 
     @translate_redis
-    async def record_answer(self, key: IdempotencyKey, answer: bytes) -> None:
-        """Keep the answer that replays give. The first one stands."""
-        await self._redis.hsetnx(f"fluxgate:idempotency:{key.caller}:{key.key}", "answer", answer)
+    async def record_answer(self, key: IdempotencyKey, answer: bytes) -> bytes | None:
+        """Keep the answer that replays give. The first one stands: it is returned where a twin that came at the same time gave it."""
+        if await self._redis.hsetnx(key.record, "answer", answer):
+            return None
+        known: bytes | None = await self._redis.hget(key.record, "answer")
+        return known
 
     @translate_redis
     async def forget_cached(self, cache_key: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -16,10 +16,10 @@ from gateway.errors import BadRequest, Conflict
 from gateway.jobs.batch_records import LIVE, PACKET, WAITING, Batch
 from gateway.jobs.model import Job, JobStatus
 from gateway.presentation import present_batch, present_item
-from gateway.routes.deps import BaseUrl, CurrentCaller, IdempotencyHeader, PageQuery, Runtime
+from gateway.routes.deps import BaseUrl, CurrentCaller, IdempotencyHeader, Once, OnceRoute, PageQuery, Runtime
 from gateway.runtime import Runtime as RuntimeState
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"])
+router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=OnceRoute)
 
 
 def _present(batch: Batch, runtime: RuntimeState, base_url: str) -> dict[str, Any]:
@@ -47,9 +47,8 @@ async def create_batch(
         return _accepted(known, replayed=True)
     webhook = await runtime.webhooks.accept(request.webhook, base_url)
     body = _present(await runtime.batches.admit(request, webhook, caller, key), runtime, base_url)
-    if key is not None:
-        await runtime.store.record_answer(key, json.dumps(body).encode())
-    return _accepted(body)
+    known = await runtime.store.record_answer(key, json.dumps(body).encode()) if key is not None else None
+    return _accepted(body) if known is None else _accepted(json.loads(known), replayed=True)
 
 
 @router.get("")
@@ -108,7 +107,7 @@ def _read_place(cursor: str | None) -> int:
     return int(cursor or 0)
 
 
-@router.post("/{batch_id}/cancel")
+@router.post("/{batch_id}/cancel", dependencies=[Depends(Once())])
 async def cancel_batch(batch_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> dict[str, Any]:
     """Stop all of it: what waits is gone at once, what runs is stopped, what has ended stays as it is."""
     await runtime.batches.load(batch_id, caller)
@@ -116,7 +115,7 @@ async def cancel_batch(batch_id: str, runtime: Runtime, caller: CurrentCaller, b
     return _present(await runtime.batches.load(batch_id, caller), runtime, base_url)
 
 
-@router.post("/{batch_id}/archive", status_code=202, response_class=JSONResponse)
+@router.post("/{batch_id}/archive", status_code=202, response_class=JSONResponse, dependencies=[Depends(Once())])
 async def make_archive(batch_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> JSONResponse:
     """Have all pictures put into one zip; `archive` of the batch says how far it is, and its signed URL when it is ready."""
     batch = await runtime.batches.load(batch_id, caller)

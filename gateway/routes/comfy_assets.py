@@ -6,7 +6,7 @@ import re
 from typing import IO as File
 from typing import Any, cast
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,10 +18,10 @@ from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.inputs.asset_records import Asset
 from gateway.inputs.assets import BYTES_TYPE, absent
 from gateway.jobs.model import Job, Output
-from gateway.routes.deps import Comfy, CurrentCaller, Runtime
+from gateway.routes.deps import Comfy, CurrentCaller, Once, OnceRoute, Runtime
 from gateway.runtime import Runtime as RuntimeState
 
-router = APIRouter(prefix="/api/v2", tags=["comfy api v2"])
+router = APIRouter(prefix="/api/v2", tags=["comfy api v2"], route_class=OnceRoute)
 
 MAX_FIELD_BYTES = 4096
 MIN_LIFE_S, MAX_LIFE_S = 60, 604_800
@@ -59,7 +59,12 @@ class FromHash(BaseModel):
 
 
 @router.post(
-    "/assets", status_code=201, openapi_extra=_UPLOAD, response_class=JSONResponse, responses={200: {"description": "Known bytes"}}
+    "/assets",
+    status_code=201,
+    openapi_extra=_UPLOAD,
+    response_class=JSONResponse,
+    responses={200: {"description": "Known bytes"}},
+    dependencies=[Depends(Once())],
 )
 async def upload_asset(request: Request, runtime: Runtime, caller: CurrentCaller, comfy: Comfy) -> Response:
     """Upload a file. Its hash is computed here; bytes the caller uploaded before are not stored twice."""
@@ -118,7 +123,11 @@ async def _find(runtime: RuntimeState, caller: Caller, text: str, name: str | No
 
 
 @router.post(
-    "/assets/from-hash", status_code=201, response_class=JSONResponse, responses={200: {"description": "An equal asset stood already"}}
+    "/assets/from-hash",
+    status_code=201,
+    response_class=JSONResponse,
+    responses={200: {"description": "An equal asset stood already"}},
+    dependencies=[Depends(Once())],
 )
 async def asset_from_hash(wanted: FromHash, runtime: Runtime, caller: CurrentCaller, comfy: Comfy) -> Response:
     """An asset of bytes that the caller uploaded before, without sending them again."""

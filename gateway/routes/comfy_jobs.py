@@ -20,10 +20,10 @@ from gateway.errors import NotFound, RedisUnavailable
 from gateway.jobs.events import Throttle, newest_event_id
 from gateway.jobs.model import Job, JobStatus
 from gateway.raw_admission import RawWish
-from gateway.routes.deps import Comfy, CurrentCaller, IdempotencyHeader, Runtime, load_own_job
+from gateway.routes.deps import Comfy, CurrentCaller, IdempotencyHeader, Once, OnceRoute, Runtime, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 
-router = APIRouter(prefix="/api/v2", tags=["comfy api v2"])
+router = APIRouter(prefix="/api/v2", tags=["comfy api v2"], route_class=OnceRoute)
 
 
 class ExtraData(BaseModel):
@@ -122,7 +122,7 @@ async def get_job_workflow(job_id: str, runtime: Runtime, caller: CurrentCaller)
     return {"workflow": json.loads(graph), "format": "api"}
 
 
-@router.post("/jobs/{job_id}/cancel")
+@router.post("/jobs/{job_id}/cancel", dependencies=[Depends(Once())])
 async def cancel_job(job_id: str, runtime: Runtime, caller: CurrentCaller, comfy: Comfy) -> dict[str, Any]:
     """Stop it: gone at once while it waits, `canceling` while it runs, unchanged when it has ended."""
     await load_own_job(runtime, caller, job_id)

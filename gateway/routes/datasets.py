@@ -25,10 +25,10 @@ from gateway.edge.paging import present_page
 from gateway.errors import NotFound
 from gateway.jobs.model import new_job_id, now_ms
 from gateway.presentation import rfc3339
-from gateway.routes.deps import BaseUrl, PageQuery, Runtime, Trainer
+from gateway.routes.deps import BaseUrl, Once, OnceRoute, PageQuery, Runtime, Trainer
 from gateway.runtime import Runtime as RuntimeState
 
-router = APIRouter(prefix="/v1", tags=["datasets"])
+router = APIRouter(prefix="/v1", tags=["datasets"], route_class=OnceRoute)
 
 MAX_FIELD_BYTES = 4 << 20  # a thousand captions
 
@@ -183,7 +183,9 @@ def _present(dataset: Dataset, plan: Plan, runtime: RuntimeState, base_url: str,
     return shown
 
 
-@router.post("/datasets", status_code=201, openapi_extra=_describe_body(NewDataset), response_class=JSONResponse)
+@router.post(
+    "/datasets", status_code=201, openapi_extra=_describe_body(NewDataset), response_class=JSONResponse, dependencies=[Depends(Once())]
+)
 async def create_dataset(request: Request, plan: PlanQuery, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> Response:
     """Make a dataset of pictures and captions, or of one zip of them; the answer says what a training would make of it."""
     async with _open_body(request, NewDataset, runtime, caller) as (form, fields):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from fastapi import Depends, Header, Query
+from fastapi import Depends, Header, Query, Request, Response
+from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
 
 from gateway.auth import Caller
 from gateway.dialects.comfy_v2 import ComfyPresenter
+from gateway.edge.once import HEADER, answer_once
 from gateway.edge.paging import Page
 from gateway.errors import BadRequest, Forbidden, NotFound, RedisUnavailable, Unauthorized, Unavailable
 from gateway.jobs.model import Job
 from gateway.runtime import Runtime as RuntimeState
+
+_KNOWN_CALLER = "fluxgate.caller"
 
 
 # Coroutines, although none waits: the framework would call plain functions in a thread, half a millisecond each time.
@@ -29,6 +34,12 @@ async def read_caller(connection: HTTPConnection) -> Caller:
     caller = await runtime.doorkeeper.admit(connection.headers.get("authorization"))
     connection.state.caller = caller.id
     return caller
+
+
+async def _read_caller_once(connection: HTTPConnection) -> Caller:
+    """A request with an Idempotency-Key is asked who it is of before its body is read, and counts as one all the same."""
+    known: Caller | None = connection.scope.get(_KNOWN_CALLER)
+    return known if known is not None else await read_caller(connection)
 
 
 async def read_base_url(connection: HTTPConnection) -> str:
@@ -48,7 +59,7 @@ async def _comfy(
 class AnyKey:
     """Whoever has a key, whatever it may do."""
 
-    async def __call__(self, caller: Annotated[Caller, Depends(read_caller)]) -> Caller:
+    async def __call__(self, caller: Annotated[Caller, Depends(_read_caller_once)]) -> Caller:
         return caller
 
 
@@ -80,7 +91,7 @@ class RequireScope:
     def __init__(self, scope: str) -> None:
         self.scope = scope
 
-    async def __call__(self, caller: Annotated[Caller, Depends(read_caller)]) -> Caller:
+    async def __call__(self, caller: Annotated[Caller, Depends(_read_caller_once)]) -> Caller:
         if not caller.may(self.scope):
             details = {"allowed": self.scope, "value": sorted(caller.scopes)}
             raise Forbidden(f"This needs a key with the scope `{self.scope}`.", code="scope_missing", details=details)
@@ -123,6 +134,36 @@ Comfy = Annotated[ComfyPresenter, Depends(_comfy)]
 IdempotencyHeader = Annotated[
     str | None, Header(alias="Idempotency-Key", description="The same key and body again run nothing and get the first answer.")
 ]
+
+
+class Once:
+    """On a POST that makes no job, in a router of `OnceRoute`s. `secrets` are fields of its answer that are kept nowhere."""
+
+    def __init__(self, *secrets: str) -> None:
+        self.secrets = secrets
+
+    async def __call__(self, idempotency_key: IdempotencyHeader = None) -> None:
+        """Says in the API's description that it takes one."""
+
+
+class OnceRoute(APIRoute):
+    """Heeds `Once`. POSTs that make jobs keep their keys with the job instead, in one step."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        usual, asked = super().get_route_handler(), [part.call for part in self.dependant.dependencies]
+        once = next((call for call in asked if isinstance(call, Once)), None)
+        judge = next((call for call in asked if isinstance(call, AnyKey | RequireScope)), None)
+        if once is None or judge is None:
+            return usual
+
+        async def handle(request: Request) -> Response:
+            if HEADER not in request.headers:
+                return await usual(request)
+            caller = request.scope[_KNOWN_CALLER] = await judge(await read_caller(request))
+            answers = (await read_runtime(request)).answers
+            return await answer_once(request, caller, answers, once.secrets, usual)
+
+        return handle
 
 
 async def _page(limit: Annotated[int, Query(ge=1, le=100)] = 20, cursor: str | None = None) -> Page:

@@ -27,6 +27,8 @@ from gateway.routes.deps import (
     BaseUrl,
     CurrentCaller,
     IdempotencyHeader,
+    Once,
+    OnceRoute,
     PageQuery,
     RequireScope,
     Runtime,
@@ -39,7 +41,7 @@ from gateway.runtime import Runtime as RuntimeState
 from gateway.waiting import wait_until_ended
 from gateway.webhooks import WebhookField
 
-router = APIRouter(prefix="/v1", tags=["generations"])
+router = APIRouter(prefix="/v1", tags=["generations"], route_class=OnceRoute)
 # Comes after the typed routes of the workflows that were there at the start.
 further = APIRouter(prefix="/v1", tags=["generations"])
 
@@ -269,7 +271,7 @@ async def get_generation_workflow(job_id: str, runtime: Runtime, caller: Current
     return Response(graph, media_type="application/json", headers=headers)
 
 
-@router.post("/generations/{job_id}/cancel")
+@router.post("/generations/{job_id}/cancel", dependencies=[Depends(Once())])
 async def cancel_generation(job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl) -> dict[str, Any]:
     """Stop it: gone at once while it waits, `canceling` while it runs, unchanged when it has ended."""
     await load_own_job(runtime, caller, job_id)

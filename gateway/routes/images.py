@@ -67,8 +67,8 @@ async def create_images(
     request: ImageRequest, runtime: Runtime, caller: CurrentCaller, idempotency_key: IdempotencyHeader = None
 ) -> Response:
     """Pictures from a text, when they are done. The job goes on when the client does not wait: `GET /v1/generations` lists it."""
-    job = await _admit(request, runtime, caller, idempotency_key, {})
-    return await _answer("image_generation", request, runtime, job)
+    job, replayed = await _admit(request, runtime, caller, idempotency_key, {})
+    return _mark(await _answer("image_generation", request, runtime, job), replayed)
 
 
 @router.post("/edits", response_class=JSONResponse, responses=_STREAMED, openapi_extra=_EDIT_BODY)
@@ -87,8 +87,8 @@ async def edit_image(request: Request, runtime: Runtime, caller: CurrentCaller, 
     finally:
         form.close()
     async with runtime.assets.unless_refused(caller.id, pictures.values()):
-        job = await _admit(wanted, runtime, caller, idempotency_key, pictures)
-    return await _answer("image_edit", wanted, runtime, job)
+        job, replayed = await _admit(wanted, runtime, caller, idempotency_key, pictures)
+    return _mark(await _answer("image_edit", wanted, runtime, job), replayed)
 
 
 async def _keep(form: Form, runtime: RuntimeState, caller: Caller) -> dict[str, Asset]:
@@ -105,7 +105,8 @@ async def _keep(form: Form, runtime: RuntimeState, caller: Caller) -> dict[str, 
 
 async def _admit(
     request: ImageRequest, runtime: RuntimeState, caller: Caller, idempotency_key: str | None, pictures: dict[str, Asset]
-) -> Job:
+) -> tuple[Job, bool]:
+    """The job, and whether it is that of an earlier request with the same key."""
     default = None if not pictures else EDIT_WITH_MASK if "mask" in pictures else EDIT
     await runtime.workflow_edits.learn_of((request.model or "").split("+")[0])
     model = read_model(request.model, runtime.catalog, runtime.admission.workflow(default))
@@ -113,7 +114,13 @@ async def _admit(
     wish = Wish(model.workflow.name, parameters, metadata=read_metadata(request))
     body = [request, sorted((name, asset.sha256) for name, asset in pictures.items())]
     key = read_idempotency_key(caller, idempotency_key, "openai-images", body)
-    return (await runtime.admission.admit(wish, caller, key))[0]
+    return await runtime.admission.admit(wish, caller, key)
+
+
+def _mark(answer: Response, replayed: bool) -> Response:
+    if replayed:
+        answer.headers["Idempotency-Replayed"] = "true"
+    return answer
 
 
 async def _answer(family: str, request: ImageRequest, runtime: RuntimeState, job: Job) -> Response:

@@ -6,16 +6,16 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gateway.errors import NotFound
 from gateway.instances import InstanceFacts, Member
 from gateway.presentation import rfc3339
-from gateway.routes.deps import Admin, Runtime
+from gateway.routes.deps import Admin, Once, OnceRoute, Runtime
 from gateway.runtime import Runtime as RuntimeState
 
-router = APIRouter(prefix="/v1/instances", tags=["instances"])
+router = APIRouter(prefix="/v1/instances", tags=["instances"], route_class=OnceRoute)
 
 
 def _present(facts: InstanceFacts) -> dict[str, Any]:
@@ -66,19 +66,19 @@ class NewInstance(BaseModel):
         return value.rstrip("/")
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, dependencies=[Depends(Once())])
 async def add_instance(request: NewInstance, runtime: Runtime, caller: Admin) -> dict[str, Any]:
     """Use one more instance. Dispatchers pick it up within a second or two."""
     return {"id": await runtime.fleet.put(Member(url=request.url)), "url": request.url, "draining": False}
 
 
-@router.post("/{instance}/drain", status_code=202)
+@router.post("/{instance}/drain", status_code=202, dependencies=[Depends(Once())])
 async def drain_instance(instance: str, runtime: Runtime, caller: Admin) -> dict[str, Any]:
     """Let it finish what it holds and give it nothing new."""
     return await _set_draining(runtime, instance, True)
 
 
-@router.post("/{instance}/resume", status_code=202)
+@router.post("/{instance}/resume", status_code=202, dependencies=[Depends(Once())])
 async def resume_instance(instance: str, runtime: Runtime, caller: Admin) -> dict[str, Any]:
     """Give it work again."""
     return await _set_draining(runtime, instance, False)

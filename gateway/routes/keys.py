@@ -5,17 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.callers.keys import CALLER_NAME, CallerLimits, Key, mint_key
 from gateway.callers.usage import LONGEST_DAYS
 from gateway.jobs.model import now_ms
 from gateway.presentation import rfc3339
-from gateway.routes.deps import Admin, AnyCaller, Runtime
+from gateway.routes.deps import Admin, AnyCaller, Once, OnceRoute, Runtime
 from gateway.runtime import Runtime as RuntimeState
 
-router = APIRouter(prefix="/v1", tags=["keys"])
+router = APIRouter(prefix="/v1", tags=["keys"], route_class=OnceRoute)
 
 
 def _refuse_number(value: Any) -> Any:
@@ -87,7 +87,7 @@ async def _present(runtime: RuntimeState, key: Key, limits: CallerLimits | None,
     }
 
 
-@router.post("/keys", status_code=201)
+@router.post("/keys", status_code=201, dependencies=[Depends(Once("key"))])
 async def create_key(request: NewKey, runtime: Runtime, caller: Admin) -> dict[str, Any]:
     """Make a key. `key` is its text, shown this once: only its hash is kept."""
     key, text = mint_key(request.name, tuple(dict.fromkeys(request.scopes)), caller=request.caller, expires_ms=_in_ms(request.expires_at))

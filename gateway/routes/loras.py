@@ -41,14 +41,15 @@ async def import_lora(
     """Take a LoRA from an upload or a URL. It is judged, converted where ComfyUI needs that, and published: `status` tells."""
     key = read_idempotency_key(caller, idempotency_key, "import", request)
     headers = {"Location": f"{base_url}/v1/loras/{request.name}"}
-    known = await runtime.store.find_replay(key) if key is not None else None
-    if known is not None and known[1] is not None:
-        # What it was checked against may have changed since, so this comes before every check.
-        return JSONResponse(json.loads(known[1]), 202, headers={**headers, "Idempotency-Replayed": "true"})
-    shown = _present_import(request.name, await runtime.lora_imports.admit(request, caller, key), base_url)
-    if key is not None:
-        await runtime.store.record_answer(key, json.dumps(shown).encode())
-    return JSONResponse(shown, 202, headers=headers)
+    # What it was checked against may have changed since, so the first answer comes before every check.
+    replay = await runtime.store.find_replay(key) if key is not None else None
+    known = replay[1] if replay is not None else None
+    if known is None:
+        shown = _present_import(request.name, await runtime.lora_imports.admit(request, caller, key), base_url)
+        known = await runtime.store.record_answer(key, json.dumps(shown).encode()) if key is not None else None
+    if known is None:
+        return JSONResponse(shown, 202, headers=headers)
+    return JSONResponse(json.loads(known), 202, headers={**headers, "Idempotency-Replayed": "true"})
 
 
 @router.get("/loras/{name:path}")

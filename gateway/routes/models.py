@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.presentation import present_job
-from gateway.routes.deps import Admin, BaseUrl, Runtime
+from gateway.routes.deps import Admin, BaseUrl, Once, OnceRoute, Runtime
 
-router = APIRouter(prefix="/v1/models", tags=["catalog"])
+router = APIRouter(prefix="/v1/models", tags=["catalog"], route_class=OnceRoute)
 
 
 class LoadRequest(BaseModel):
@@ -34,6 +34,7 @@ class UnloadRequest(BaseModel):
     status_code=202,
     responses={200: {"description": "It is loaded there already"}},
     response_class=JSONResponse,
+    dependencies=[Depends(Once())],
 )
 async def load_model(request: LoadRequest, runtime: Runtime, caller: Admin, base_url: BaseUrl) -> JSONResponse:
     """Load a base model on an instance, by the smallest picture that needs it. `job` is that picture's: its end says that it is warm."""
@@ -43,7 +44,7 @@ async def load_model(request: LoadRequest, runtime: Runtime, caller: Admin, base
     return JSONResponse(body, 200 if job is None else 202)
 
 
-@router.post("/unload", status_code=202)
+@router.post("/unload", status_code=202, dependencies=[Depends(Once())])
 async def unload_models(request: UnloadRequest, runtime: Runtime, caller: Admin) -> dict[str, Any]:
     """Have instances let go of all models. One that runs something does so when that has ended."""
     return {"object": "model.unload", "instances": await runtime.warmth.unload(request.instance)}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.auth import Caller
 from gateway.callers.tickets import Ticket
 from gateway.jobs.model import now_ms
 from gateway.presentation import rfc3339
-from gateway.routes.deps import BaseUrl, CurrentCaller, Runtime, Trainer, load_own_job
+from gateway.routes.deps import BaseUrl, CurrentCaller, Once, OnceRoute, Runtime, Trainer, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 
-router = APIRouter(prefix="/v1", tags=["events"])
+router = APIRouter(prefix="/v1", tags=["events"], route_class=OnceRoute)
 
 
 class TicketRequest(BaseModel):
@@ -22,7 +22,7 @@ class TicketRequest(BaseModel):
     ttl_s: int = Field(600, ge=10, le=3600, description="Seconds in which a stream may be opened with it; one that is open goes on.")
 
 
-@router.post("/generations/{job_id}/ticket", status_code=201)
+@router.post("/generations/{job_id}/ticket", status_code=201, dependencies=[Depends(Once("ticket", "urls"))])
 async def create_ticket(
     job_id: str, runtime: Runtime, caller: CurrentCaller, base_url: BaseUrl, request: TicketRequest | None = None
 ) -> dict[str, Any]:
@@ -30,7 +30,7 @@ async def create_ticket(
     return await _write(runtime, caller, job_id, "generation", base_url, request or TicketRequest())
 
 
-@router.post("/trainings/{job_id}/ticket", status_code=201)
+@router.post("/trainings/{job_id}/ticket", status_code=201, dependencies=[Depends(Once("ticket", "urls"))])
 async def create_training_ticket(
     job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl, request: TicketRequest | None = None
 ) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
 
 from gateway.datasets.store import absent
@@ -17,12 +17,12 @@ from gateway.jobs.model import EventKind, Job, JobStatus
 from gateway.jobs.records import IdempotencyKey
 from gateway.jobs.trainings import TRAINING
 from gateway.presentation import present_training
-from gateway.routes.deps import BaseUrl, IdempotencyHeader, PageQuery, Runtime, Trainer, load_own_job
+from gateway.routes.deps import BaseUrl, IdempotencyHeader, Once, OnceRoute, PageQuery, Runtime, Trainer, load_own_job
 from gateway.runtime import Runtime as RuntimeState
 from gateway.trainings.captioning import CaptionRequest
 from gateway.trainings.requests import TrainingFilter, TrainingRequest
 
-router = APIRouter(prefix="/v1", tags=["trainings"])
+router = APIRouter(prefix="/v1", tags=["trainings"], route_class=OnceRoute)
 
 
 @router.post("/trainings", status_code=202, response_class=JSONResponse)
@@ -68,9 +68,8 @@ async def _find_replay(runtime: RuntimeState, key: IdempotencyKey | None) -> JSO
 
 async def _accept(runtime: RuntimeState, job: Job, base_url: str, key: IdempotencyKey | None = None) -> JSONResponse:
     body = present_training(job, base_url=base_url)
-    if key is not None:
-        await runtime.store.record_answer(key, json.dumps(body).encode())
-    return _answer(body)
+    known = await runtime.store.record_answer(key, json.dumps(body).encode()) if key is not None else None
+    return _answer(body) if known is None else _answer(json.loads(known), replayed=True)
 
 
 def _answer(body: dict[str, Any], *, replayed: bool = False) -> JSONResponse:
@@ -103,7 +102,7 @@ async def get_training(job_id: str, runtime: Runtime, caller: Trainer, base_url:
     return present_training(await load_own_job(runtime, caller, job_id, "training"), base_url=base_url)
 
 
-@router.post("/trainings/{job_id}/cancel")
+@router.post("/trainings/{job_id}/cancel", dependencies=[Depends(Once())])
 async def cancel_training(job_id: str, runtime: Runtime, caller: Trainer, base_url: BaseUrl) -> dict[str, Any]:
     """Stop it within seconds; its last checkpoint stays, to go on from."""
     await load_own_job(runtime, caller, job_id, "training")

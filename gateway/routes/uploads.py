@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import IO as File
 from typing import Any, Literal, cast
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -18,10 +18,10 @@ from gateway.errors import PayloadTooLarge, Unprocessable
 from gateway.inputs.asset_records import Asset
 from gateway.inputs.assets import BYTES_TYPE
 from gateway.presentation import rfc3339
-from gateway.routes.deps import AnyCaller, BaseUrl, PageQuery, Runtime
+from gateway.routes.deps import AnyCaller, BaseUrl, Once, OnceRoute, PageQuery, Runtime
 from gateway.runtime import Runtime as RuntimeState
 
-router = APIRouter(prefix="/v1", tags=["uploads"])
+router = APIRouter(prefix="/v1", tags=["uploads"], route_class=OnceRoute)
 
 MAX_FIELD_BYTES = 4096
 
@@ -65,7 +65,7 @@ def present_upload(asset: Asset, runtime: RuntimeState, base_url: str) -> dict[s
     }
 
 
-@router.post("/uploads", status_code=201, openapi_extra=_BODY, response_class=JSONResponse)
+@router.post("/uploads", status_code=201, openapi_extra=_BODY, response_class=JSONResponse, dependencies=[Depends(Once("url", "headers"))])
 async def create_upload(request: Request, runtime: Runtime, caller: AnyCaller, base_url: BaseUrl) -> JSONResponse:
     """JSON: promise a file and get a signed URL to PUT it to. Multipart: send it here; it is ready at once."""
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
