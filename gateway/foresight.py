@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gateway.admission import Admission, Wish
@@ -28,7 +29,8 @@ class Foresight:
         await self._admission.check_fleet(needs)
         item = self._admission.seal(rendered, wish)
         cache, twin = await self._look_into_cache(item)
-        facts, warm = await self._find_instance(item.spec)
+        up = await self._up()
+        facts, warm = await self._find_instance(item.spec, up)
         expected = await self._estimate(item.spec, facts)
         position = await self._store.position_of_next(caller.id, item.spec.priority)
         return {
@@ -40,13 +42,13 @@ class Foresight:
             "instance": facts.id if facts else None,
             "warm": warm,
             "queue_position": position,
-            "estimate": await self._present(expected, warm, position, answered=cache == "hit"),
+            "estimate": _present(expected, warm, position, len(up), answered=cache == "hit"),
             "cost": compute_cost(_gpu_seconds(expected, warm, answered=cache == "hit"), item.spec.price_per_gpu_hour),
         }
 
     async def eta_s(self, job: Job, position: int | None) -> float | None:
         """Seconds until it has ended, from what jobs like it took lately; None when that is not known."""
-        facts = next((one for one in await self._registry.all() if one.id == job.instance), None)
+        facts = next((one for one in await self._registry.recent() if one.id == job.instance), None)
         run_s = (await self._estimate(job.spec, facts)).run_s
         if job.started_ms is not None:
             return estimate_rest_s(run_s, (now_ms() - job.started_ms) / 1000)
@@ -65,12 +67,12 @@ class Foresight:
         return "miss", None
 
     async def _up(self) -> list[InstanceFacts]:
-        return [facts for facts in await self._registry.all() if facts.state == "up"]
+        """As the admission saw them; what they hold is read by `_find_instance`."""
+        return [facts for facts in await self._registry.recent() if facts.state == "up"]
 
-    async def _find_instance(self, spec: JobSpec) -> tuple[InstanceFacts | None, bool | None]:
+    async def _find_instance(self, spec: JobSpec, up: Sequence[InstanceFacts]) -> tuple[InstanceFacts | None, bool | None]:
         """Where it would go, and whether its base model is loaded there. None: no instance is up, so nobody knows."""
         able = dict[str, tuple[InstanceFacts, InstanceView]]()
-        up = await self._up()
         _, loads = await self._store.peek(1, [facts.id for facts in up])
         for facts in up:
             catalog = await self._registry.catalog(facts)
@@ -89,15 +91,16 @@ class Foresight:
         measured = await self._store.measurements(spec.workflow, spec.base_model)
         return estimate(measured, measure_work(spec.parameters), facts.device if facts else None)
 
-    async def _present(self, expected: Estimate, warm: bool | None, position: int, *, answered: bool) -> dict[str, Any]:
-        if answered:
-            return {"seconds": 0.0, "run_s": None, "load_s": None, "basis": "answered from the cache", "measured": 0}
-        load_s = None if warm else expected.load_s
-        wait_s = estimate_wait_s(expected.run_s, position, len(await self._up()))
-        seconds = None if wait_s is None else round(wait_s + (load_s or 0.0), 1)
-        # Jobs of all callers: that there were enough is told, and not how many somebody else ran meanwhile.
-        measured = 0 if expected.run_s is None else min(expected.measured, ENOUGH)
-        return {"seconds": seconds, "run_s": expected.run_s, "load_s": load_s, "basis": expected.basis, "measured": measured}
+
+def _present(expected: Estimate, warm: bool | None, position: int, instances: int, *, answered: bool) -> dict[str, Any]:
+    if answered:
+        return {"seconds": 0.0, "run_s": None, "load_s": None, "basis": "answered from the cache", "measured": 0}
+    load_s = None if warm else expected.load_s
+    wait_s = estimate_wait_s(expected.run_s, position, instances)
+    seconds = None if wait_s is None else round(wait_s + (load_s or 0.0), 1)
+    # Jobs of all callers: that there were enough is told, and not how many somebody else ran meanwhile.
+    measured = 0 if expected.run_s is None else min(expected.measured, ENOUGH)
+    return {"seconds": seconds, "run_s": expected.run_s, "load_s": load_s, "basis": expected.basis, "measured": measured}
 
 
 def _gpu_seconds(expected: Estimate, warm: bool | None, *, answered: bool) -> float | None:

@@ -45,7 +45,7 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-async def _unless_stopped(held: Held, work: Coroutine[Any, Any, Lora]) -> Lora | None:
+async def _unless_stopped(held: Held, work: Coroutine[Any, Any, Lora | None]) -> Lora | None:
     """None: it was to stop, and did."""
     task = asyncio.create_task(work)
     try:
@@ -57,7 +57,7 @@ async def _unless_stopped(held: Held, work: Coroutine[Any, Any, Lora]) -> Lora |
         task.cancel()
 
 
-async def _take_in(held: Held, folder: Path) -> Lora:
+async def _take_in(held: Held, folder: Path) -> Lora | None:
     asked = held.claim.job.spec.parameters
     given = await held.store.source_of(held.claim.id)
     if given is None:
@@ -71,8 +71,8 @@ async def _take_in(held: Held, folder: Path) -> Lora:
         held.storage,
         held.loras,
         folder / "published",
+        held.claim,
         name=str(asked["name"]),
-        owner=held.claim.job.spec.caller,
         origin=Origin(
             family=asked.get("family"),
             base_model=held.claim.job.spec.base_model or None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.jobs.model import Job, now_ms
+from gateway.jobs.records import Claim
 from gateway.loras.registry import Lora, LoraRegistry
 from gateway.storage import Storage
 from trainer_worker.lora import inspect_lora
@@ -45,8 +46,13 @@ def describe_training(job: Job, precision: str) -> Origin:
     )
 
 
-async def publish(weights: Path, storage: Storage, loras: LoraRegistry, folder: Path, *, name: str, owner: str, origin: Origin) -> Lora:
-    """Publish a file as the LoRA `name`. Raises LoraRefused when ComfyUI could not apply it."""
+async def publish(
+    weights: Path, storage: Storage, loras: LoraRegistry, folder: Path, claim: Claim, *, name: str, origin: Origin
+) -> Lora | None:
+    """Publish a file as the LoRA `name` of the job's caller; None when the job was canceled before that.
+
+    Raises LoraRefused when ComfyUI could not apply it.
+    """
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     report = await asyncio.to_thread(inspect_lora, weights, family=origin.family)
     published = await asyncio.to_thread(publish_lora, weights, folder, name, metadata=origin.metadata(), family=origin.family)
@@ -62,10 +68,13 @@ async def publish(weights: Path, storage: Storage, loras: LoraRegistry, folder: 
         format=report.naming,
         patched_layers=report.coverage.patched,
         training=origin.training,
-        owner=owner,
+        owner=claim.job.spec.caller,
         source=origin.source,
         created_ms=now_ms(),
     )
     await storage.put_file(lora.key, published.path)
-    await loras.announce(lora)
-    return lora
+    if await loras.announce(lora, claim):
+        return lora
+    if all(known.file != lora.file for known in await loras.published()):
+        await storage.delete([lora.key])
+    return None

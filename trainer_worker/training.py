@@ -147,10 +147,13 @@ async def conclude(held: Held, outcome: Outcome, folder: Path, preset: Preset) -
             held.storage,
             held.loras,
             folder / "published",
+            held.claim,
             name=str(held.claim.job.spec.parameters["name"]),
-            owner=held.claim.job.spec.caller,
             origin=describe_training(held.claim.job, preset.precision),
         )
+        if lora is None:
+            await held.journal.finish(JobStatus.CANCELED)
+            return
         await held.journal.wait_until_ready(lora, held.loras, held.registry)
         await held.journal.finish(JobStatus.SUCCEEDED, lora=lora.name)
     elif outcome.status == "interrupted" and held.stop.is_set():

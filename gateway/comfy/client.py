@@ -213,6 +213,13 @@ class ComfyClient:
         """How the prompt ended, or None while it has not (or is unknown)."""
         return (await self._read(f"/history/{prompt_id}", _HISTORY)).get(prompt_id)
 
+    async def has_run(self) -> bool:
+        """Whether its process has run anything, or is about to, as far as its queue and history tell."""
+        # In this order: leaving the one and entering the other is one step.
+        queue = await self.queue()
+        newest = await self._read("/history?max_items=1", _HISTORY)
+        return bool(queue.running or queue.pending or newest)
+
     async def view(self, file: OutputFile, *, companion: bool = False) -> bytes:
         """The bytes of a saved picture. The companion extension's route waits for a picture that is still being written."""
         path = f"{'/fluxgate/view' if companion else '/view'}?{urlencode(file.place(), quote_via=quote)}"

@@ -185,21 +185,25 @@ class Instance:
             self._let_go_s = time.monotonic()
 
     def forget_soon(self, prompt_id: str, files: list[OutputFile]) -> None:
-        """The prompt's outputs are stored: its history entry and files there are of no more use. Sent in batches."""
+        """The prompt's outputs are stored: its history entry and files there are of no more use. Sent in batches.
+
+        The newest entry stays there: without any the process has run nothing (`_has_past`).
+        """
         self._to_forget.append(prompt_id)
         if self.has_companion:
             self._to_remove += files
 
-    async def watch(self, registry: InstanceRegistry, loras: LoraRegistry, on_usable: asyncio.Event) -> None:
+    async def watch(self, registry: InstanceRegistry, loras: LoraRegistry, store: JobStore, on_usable: asyncio.Event) -> None:
         """Refresh and publish for ever. `on_usable` is set when the instance comes (back) into use."""
         loop = asyncio.get_running_loop()
-        connections, catalog_due = 0, 0.0
+        connections, catalog_due, is_known = 0, 0.0, False
         while True:
             was_usable = self.is_usable
             try:
                 await self.socket.wait_connected(REFRESH_S)
                 if self.socket.connections != connections:
-                    connections, catalog_due = self.socket.connections, 0.0
+                    connections, catalog_due, is_known = self.socket.connections, 0.0, False
+                is_known = is_known or await self._has_past(store)
                 changed = await self._refresh_loras(loras)
                 if changed or loop.time() >= catalog_due:
                     await self._refresh_catalog(registry)
@@ -213,6 +217,17 @@ class Instance:
             if self.is_usable and not was_usable:
                 on_usable.set()
             await asyncio.sleep(REFRESH_S if self.is_usable else 0.25)
+
+    async def _has_past(self, store: JobStore) -> bool:
+        """After a connection: it may be another process. One that has run nothing has nothing loaded. False: ask again."""
+        if await self.client.has_run():
+            return True
+        if self.held or await store.slots_used(self.id):
+            # What is on its way there is known better than what was.
+            return False
+        await store.forget_warm(self.id)
+        self.load = Load(self.load.slots_used, None, frozenset())
+        return True
 
     async def look_again(self) -> None:
         """Read its catalogue now; other processes learn of it with the next refresh. Raises InstanceError."""
@@ -254,8 +269,9 @@ class Instance:
         facts.last_error = None
 
     async def _tidy_up(self) -> None:
-        if self._to_forget:
-            batch, self._to_forget = self._to_forget[:500], self._to_forget[500:]
+        if len(self._to_forget) > 1:
+            batch = self._to_forget[:-1][:500]
+            self._to_forget = self._to_forget[len(batch) :]
             await self.client.delete_history(batch)
         if self._to_remove:
             files, self._to_remove = self._to_remove[:500], self._to_remove[500:]

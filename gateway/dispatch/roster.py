@@ -130,7 +130,7 @@ class Roster:
                     shared_gpu=told.shared_gpu if member.url in told.shared_gpu_urls or not told.shared_gpu_urls else None,
                 )
                 self.instances[name] = instance
-                watch = instance.watch(self._registry, self._loras, self._wake)
+                watch = instance.watch(self._registry, self._loras, self._store, self._wake)
                 self._watches[name] = [group.create_task(instance.socket.run()), group.create_task(watch)]
             self.instances[name].draining = member.draining
         for name in self.instances.keys() - wanted.keys():

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from gateway.errors import NotFound
+from gateway.jobs.records import Claim
 from gateway.redis_client import RedisClient, translate_redis
 
 
@@ -70,6 +71,17 @@ if redis.call('HGET', 'fluxgate:published', ARGV[1]) ~= ARGV[2] then return 0 en
 redis.call('HSET', 'fluxgate:published', ARGV[1], ARGV[3])
 return 1
 """
+# ARGV: file, record, job that made it or '', its lease  ->  1, or 0 when that job may not publish any more. A cancel is one step, too: it
+# comes before this one and stops it, or after it and finds a LoRA. Sent twice over a broken connection, the first one counted.
+_ANNOUNCE = """
+if ARGV[3] ~= '' and redis.call('HGET', 'fluxgate:published', ARGV[1]) ~= ARGV[2] then
+  local facts = redis.call('HMGET', 'fluxgate:job:' .. ARGV[3], 'status', 'lease')
+  if facts[1] ~= 'running' or facts[2] ~= ARGV[4] then return 0 end
+end
+redis.call('HSET', 'fluxgate:published', ARGV[1], ARGV[2])
+redis.call('SREM', 'fluxgate:withdrawn', ARGV[1])
+return 1
+"""
 
 
 def describe_lora(file: str, metadata: dict[str, Any]) -> Lora:
@@ -101,7 +113,7 @@ class LoraRegistry:
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis, self._forget_import = redis, redis.register_script(_FORGET_IMPORT)
-        self._replace = redis.register_script(_REPLACE)
+        self._replace, self._announce = redis.register_script(_REPLACE), redis.register_script(_ANNOUNCE)
 
     @translate_redis
     async def publish(self, instance: str, loras: list[Lora]) -> None:
@@ -116,11 +128,13 @@ class LoraRegistry:
             await self._redis.hdel("fluxgate:loras", *gone)
 
     @translate_redis
-    async def announce(self, lora: Lora) -> None:
-        """A published LoRA. Its name stands for the newest file published under it."""
-        async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hset("fluxgate:published", lora.file, lora.model_dump_json(exclude={"instances"}))
-            await pipeline.srem("fluxgate:withdrawn", lora.file).execute()
+    async def announce(self, lora: Lora, by: Claim | None = None) -> bool:
+        """A published LoRA. Its name stands for the newest file published under it.
+
+        False, and nothing is published, when the job `by` which it was made is being canceled, or is somebody else's by now.
+        """
+        maker = (by.id, by.lease) if by is not None else ("", "")
+        return bool(await self._announce(args=[lora.file, lora.model_dump_json(exclude={"instances"}), *maker]))
 
     @translate_redis
     async def change(self, file: str, **fields: Any) -> Lora | None:

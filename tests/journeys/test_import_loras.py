@@ -185,6 +185,18 @@ def test_a_request_that_is_repeated_does_not_stand_before_a_later_one(studio: St
     studio.http.delete(f"{LORAS}/again")
 
 
+def test_one_that_is_deleted_while_it_is_published_never_appears(studio: Studio, tmp_path: Path) -> None:
+    """Whichever is first: the publication finds the cancel, or the DELETE finds a LoRA."""
+    file, jobs = of_a_good_file(tmp_path), list[str]()
+    for turn in range(5):
+        name = f"late-{turn}"
+        jobs.append(ask(studio, name=name, upload=upload(studio, file)).json()["import"]["id"])
+        wait_until(lambda: studio.read(jobs[-1])["progress"]["current_node"] == "publish", "its last stage")
+        assert studio.http.delete(f"{LORAS}/{name}").json()["object"] == "lora.deleted"
+    wait_until(lambda: all(studio.read(job)["finished_at"] for job in jobs), "their ends")
+    assert not [lora["name"] for lora in studio.http.get(LORAS).json()["data"] if lora["name"].startswith("late-")]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_python_clients_bring_a_lora(kind: str, studio: Studio, tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"

@@ -7,10 +7,12 @@ import json
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import pytest
 
+from gateway.jobs.model import Job
 from tests.conftest import EngineFactory, S3Access
 from tests.journeys import faulty_proxy as faults
 from tests.journeys.fault_bench import Bench, open_bench, wait_until
@@ -226,3 +228,34 @@ async def test_a_cancel_whose_messages_are_lost_is_told_as_it_is(bench: Bench) -
     await bench.check_stream(done)
     assert (done.status, done.outputs) == ("canceled", ())
     assert await bench.is_idle()
+
+
+async def test_what_is_loaded_is_known_over_a_cut_and_forgotten_with_the_process(
+    make_bench: BenchFactory, engine_factory: EngineFactory
+) -> None:
+    engine = engine_factory()
+    async with make_bench(engine_url=engine.url) as bench:
+
+        async def knows(base_model: str | None) -> bool:
+            return [facts.base_model for facts in await bench.runtime.registry.all()] == [base_model]
+
+        async def is_cleared_away(job: Job) -> bool:
+            return await bench.count_runs(job) == 0
+
+        first, second = [await bench.run(workflow="flux", prompt=prompt, width=256, height=256, steps=1) for prompt in ("a", "b")]
+        assert (first.status, second.status) == ("succeeded", "succeeded")
+        # The instance's history keeps the newest alone.
+        await wait_until(lambda: is_cleared_away(first))
+        for _ in range(2):
+            looked = bench.proxy.add("GET", "/history", faults.pass_on)
+            bench.proxy.cut_sockets()
+            await wait_until(partial(has_come, looked))
+            assert await knows("tinyflux")
+        engine.kill()
+        engine.start()
+        await asyncio.to_thread(engine.wait_ready)
+        await wait_until(lambda: knows(None))
+
+
+async def has_come(rule: faults.Rule) -> bool:
+    return rule.used > 0
