@@ -235,8 +235,18 @@ def test_an_answer_is_not_asked_for_twice(patient: Any, answer: tuple[int, bytes
 def test_what_could_be_done_twice_is_sent_once(patient: Any) -> None:
     server, client = patient(None)
     with pytest.raises(Unreachable):
-        client.create_dataset([("a.png", b"x")], name="things")
+        client.create_key(name="things")
     assert len(server.asked) == 1
+
+
+def test_a_data_set_is_sent_again_with_its_key(patient: Any) -> None:
+    server, client = patient(None, (422, b'{"error": {"code": "invalid_parameter", "message": "no"}}'))
+    with pytest.raises(ApiError, match="no"):
+        client.create_dataset([("a.png", b"x")], name="things")
+    keys = [key for key, _ in server.sent]
+    assert len(keys) == 2
+    assert keys[0] == keys[1]
+    assert keys[0]
 
 
 def test_a_failure_on_the_way_is_told_when_patience_ends(scripted: Any) -> None:

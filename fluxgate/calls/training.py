@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,15 +17,17 @@ from fluxgate.wire import (
 )
 
 
-def create_dataset(files: Sequence[File], *, captions: Mapping[str, str] | None = None, **fields: str) -> Steps[Dataset]:
+def create_dataset(
+    files: Sequence[File], *, captions: Mapping[str, str] | None = None, idempotency_key: str | None = None, **fields: str
+) -> Steps[Dataset]:
     """Make a data set of pictures and captions (`.txt` beside them, or `captions` by file name), or of one zip.
 
-    `fields`: name, trigger_word, caption_template, asset. Answers with what a training would make of it. It is not sent
-    again where nobody knows whether it arrived: that might make two.
+    `fields`: name, trigger_word, caption_template, asset. Answers with what a training would make of it.
     """
     data = {**fields, **({"captions": json.dumps(dict(captions))} if captions else {})}
     parts = [("files", open_file(file)) for file in files]
-    return ask_for(Ask("POST", "/v1/datasets", data=data, files=parts, is_repeatable=False), reads(Dataset))
+    headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
+    return ask_for(Ask("POST", "/v1/datasets", data=data, files=parts, headers=headers), reads(Dataset))
 
 
 def get_dataset(dataset_id: str) -> Steps[Dataset]:
