@@ -109,6 +109,7 @@ LAYERS = {
     "gateway.datasets.upload_forms": 3,
     "gateway.obstacles": 3,
     "gateway.edge.openapi": 3,
+    "gateway.edge.openapi_words": 0,
     "gateway.dialects.openai_images": 3,
     "gateway.presentation": 3,
     "gateway.raw_admission": 3,

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from gateway.app import create_app
 from gateway.edge.openapi import PUBLIC, list_methods
+from gateway.edge.openapi_words import EXAMPLES, GROUPS
 from gateway.settings import Settings
 from tests import test_scopes
 from tests.deployment import WORKFLOWS_DIR
@@ -59,6 +61,27 @@ def test_every_operation_tells_of_its_errors_in_the_words_of_its_family(document
         assert {"408", "409", "413"} <= told.keys() or method in ("get", "head"), path
         family = "OpenAIError" if path.startswith("/v1/images/") else "Error"
         assert method == "head" or told["401"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{family}")
+
+
+def test_every_operation_has_a_group_a_line_and_an_id_of_its_own(document: Json) -> None:
+    operations = [operation for _, _, operation in walk(document)]
+    assert {tag for operation in operations for tag in operation["tags"]} == set(GROUPS)
+    assert [tag["name"] for tag in document["tags"]] == list(GROUPS)
+    assert all(" " in operation["summary"] for operation in operations)
+    ids = [operation["operationId"] for operation in operations]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_json_body_has_an_example_that_fits_it(document: Json) -> None:
+    told = set()
+    for path, method, operation in walk(document):
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if body is None or (operation["operationId"].startswith("create_generation_") and "{" not in path and path != "/v1/generations"):
+            continue  # a workflow's: its example stands in its schema
+        told.add(f"{method.upper()} {path}")
+        schema = {**body["schema"], "components": document["components"]}
+        Draft202012Validator(schema).validate(body["example"])
+    assert told == set(EXAMPLES)
 
 
 def test_public_is_what_asks_for_no_key(document: Json) -> None:

@@ -3,6 +3,7 @@ a route that is added is described without a word of its own."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from gateway.dialects.errors import OPENAI
+from gateway.edge.openapi_words import EXAMPLES, GROUPS, INTRODUCTION
 
 Json = dict[str, Any]
 
@@ -85,17 +87,32 @@ def describe(app: FastAPI) -> None:
 
 
 def _complete(document: Json) -> None:
+    document["info"]["description"] = INTRODUCTION
+    document["tags"] = [{"name": name, "description": said} for name, said in GROUPS.items()]
     parts = document["components"]
     for name in _UNUSED:
         parts["schemas"].pop(name, None)
     parts["schemas"] |= {"Error": _ERROR, "OpenAIError": _OPENAI_ERROR}
     _lift_definitions(document["paths"], parts["schemas"])
     parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key, or what AUTH says instead."}}
+    known = set[str]()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
+            _name(operation, method, known)
+            if (example := EXAMPLES.get(f"{method.upper()} {path}")) is not None:
+                operation["requestBody"]["content"]["application/json"]["example"] = example
             operation["responses"] = _list_responses(path, method, operation)
             if path not in PUBLIC:
                 operation["security"] = [{"key": []}]
+
+
+def _name(operation: Json, method: str, known: set[str]) -> None:
+    """In lists it goes by its text's first sentence, where the framework has the function's name. An id is one operation's alone."""
+    if said := operation.get("description"):
+        operation["summary"] = " ".join(re.split(r"(?<=[.:;]) ", said, maxsplit=1)[0].split()).rstrip(".:;")
+    if operation["operationId"] in known:
+        operation["operationId"] += f"_by_{method}"
+    known.add(operation["operationId"])
 
 
 def _lift_definitions(part: Any, schemas: Json) -> None:

@@ -67,7 +67,7 @@ def present_upload(asset: Asset, runtime: RuntimeState, base_url: str) -> dict[s
 
 @router.post("/uploads", status_code=201, openapi_extra=_BODY, response_class=JSONResponse, dependencies=[Depends(Once("url", "headers"))])
 async def create_upload(request: Request, runtime: Runtime, caller: AnyCaller, base_url: BaseUrl) -> JSONResponse:
-    """JSON: promise a file and get a signed URL to PUT it to. Multipart: send it here; it is ready at once."""
+    """Promise a file (JSON) and get a signed URL to PUT it to, or send it here (multipart): then it is ready at once."""
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         shown = present_upload(await _take_form(request, runtime, caller.id), runtime, base_url)
     else:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from gateway.admission import Wish
+from gateway.auth import LOCAL
 from gateway.jobs.model import Job
 from tests.conftest import EngineFactory, S3Access
 from tests.journeys import faulty_proxy as faults
@@ -242,8 +244,13 @@ async def test_what_is_loaded_is_known_over_a_cut_and_forgotten_with_the_process
         async def is_cleared_away(job: Job) -> bool:
             return await bench.count_runs(job) == 0
 
-        first, second = [await bench.run(workflow="flux", prompt=prompt, width=256, height=256, steps=1) for prompt in ("a", "b")]
-        assert (first.status, second.status) == ("succeeded", "succeeded")
+        async def draw(prompt: str) -> Job:
+            wish = Wish("flux", {"prompt": prompt, "width": 256, "height": 256, "steps": 1}, cache="off")
+            done = await bench.wait((await bench.runtime.admission.admit(wish, LOCAL))[0])
+            assert done.status == "succeeded", done.error
+            return done
+
+        first, _ = await draw("a"), await draw("b")
         # The instance's history keeps the newest alone.
         await wait_until(lambda: is_cleared_away(first))
         for _ in range(2):
