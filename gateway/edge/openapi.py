@@ -33,6 +33,7 @@ _SAYS = {
     500: "The job that was waited for failed",
     503: "A part that the gateway stands on is out of reach, or no instance can serve it",
 }
+_DONE = {200: "So it is", 201: "It was made", 202: "It is accepted, and done in a while", 204: "It is done", 302: "It is elsewhere"}
 _ERROR: Json = {
     "type": "object",
     "required": ["error"],
@@ -131,7 +132,11 @@ def _list_responses(path: str, method: str, operation: Json) -> Json:
     own = {status: said for status, said in operation["responses"].items() if not _is_frameworks(said)}
     kind = "OpenAIError" if path.startswith(f"{OPENAI}/") else "Error"
     content = {} if method == "head" else {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind}"}}}}
-    for said in own.values():
+    for status, said in own.items():
+        if said["description"] == "Successful Response":
+            said["description"] = _DONE.get(int(status), said["description"])
+        if said.get("content", {}).get("application/json", {}).get("schema") == {}:
+            said["content"]["application/json"]["schema"] = {"type": "object"}
         if method == "head":
             said.pop("content", None)
         elif "text/event-stream" in said.get("content", {}):

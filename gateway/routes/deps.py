@@ -186,7 +186,7 @@ class StreamPlace(NamedTuple):
 async def _place(
     after: Annotated[str | None, Query(description="Event id to go on after; `Last-Event-ID` says the same.")] = None,
     previews: Annotated[bool, Query(description="Also send pictures of the work in progress.")] = False,
-    last_event_id: Annotated[str | None, Header()] = None,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> StreamPlace:
     position = last_event_id or after or "0"
     if not _EVENT_ID.fullmatch(position):

@@ -75,7 +75,9 @@ class _Door:
 
 
 async def _door(
-    prefer: Annotated[str | None, Header(description="`wait=N` holds the answer up to N (60) seconds until the job has ended.")] = None,
+    prefer: Annotated[
+        str | None, Header(alias="Prefer", description="`wait=N` holds the answer up to N (60) seconds until the job has ended.")
+    ] = None,
     idempotency_key: IdempotencyHeader = None,
 ) -> _Door:
     return _Door(prefer, idempotency_key)
