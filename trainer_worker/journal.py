@@ -109,12 +109,13 @@ class Journal:
         await self._write([(EventKind.SAMPLE, "", json.dumps(data))])
 
     async def wait_until_ready(self, lora: Lora, loras: LoraRegistry, registry: InstanceRegistry) -> None:
-        """Until each instance that is up lists the LoRA, for a minute at most: what is slower picks it up by itself."""
+        """Until each instance that is up lists the LoRA, for a minute at most: what is slower picks it up by itself. Nobody brings one that
+        was taken back meanwhile."""
         deadline = time.monotonic() + READY_WAIT_S
         while time.monotonic() < deadline:
             up = {facts.id for facts in await registry.all() if facts.state != "down"}
-            there = next((set(known.instances) for known in await loras.all() if known.file == lora.file), set())
-            if up <= there:
+            there = next((set(known.instances) for known in await loras.all() if known.file == lora.file), None)
+            if there is None or up <= there:
                 return
             await self.stage("publish", f"{len(up & there)} of {len(up)} instances have it.")
             await asyncio.sleep(0.5)
