@@ -103,6 +103,12 @@ PlainJson = Annotated[dict[str, Any], AfterValidator(_require_json)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_fit_metadata), Field(description="Yours; returned as it is.")]
 
 
+def require_idempotency_key(given: str) -> None:
+    if not (1 <= len(given) <= MAX_KEY_LENGTH and given.isprintable()):
+        allowed = f"1 to {MAX_KEY_LENGTH} printable characters"
+        raise BadRequest("That is no Idempotency-Key.", details={"parameter": "Idempotency-Key", "value": given[:100], "allowed": allowed})
+
+
 def read_idempotency_key(caller: Caller, given: str | None, scope: str, body: Any) -> IdempotencyKey | None:
     """The caller's Idempotency-Key with the hash of what it was sent with: JSON, or models that count by their fields.
 
@@ -110,8 +116,6 @@ def read_idempotency_key(caller: Caller, given: str | None, scope: str, body: An
     """
     if given is None:
         return None
-    if not (1 <= len(given) <= MAX_KEY_LENGTH and given.isprintable()):
-        allowed = f"1 to {MAX_KEY_LENGTH} printable characters"
-        raise BadRequest("That is no Idempotency-Key.", details={"parameter": "Idempotency-Key", "value": given[:100], "allowed": allowed})
+    require_idempotency_key(given)
     digest = hashlib.sha256(json.dumps([scope, body], sort_keys=True, default=lambda model: model.model_dump()).encode()).hexdigest()
     return IdempotencyKey(caller.id, given, digest)

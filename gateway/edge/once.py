@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from gateway.auth import Caller
-from gateway.edge.bodies import read_idempotency_key
+from gateway.edge.bodies import read_idempotency_key, require_idempotency_key
 from gateway.errors import BadRequest, Conflict
 from gateway.jobs.answers import Answer, AnswerStore, Claim
 
@@ -124,10 +124,12 @@ async def answer_once(request: Request, caller: Caller, answers: AnswerStore, se
 
     `secrets` are fields of the answer that are kept nowhere. Raises Conflict where one would have to be said again.
     """
+    given = request.headers.get(HEADER, "")
+    require_idempotency_key(given)
     place = f"POST {request.scope['path']}?{request.scope['query_string'].decode('latin-1')}"
     async with _read_whole(request) as (whole, digest):
-        key = read_idempotency_key(caller, request.headers.get(HEADER, ""), place, digest)
-        assert key is not None, "an empty one is refused"
+        key = read_idempotency_key(caller, given, place, digest)
+        assert key is not None, "it was given"
         async with answers.claim(key) as found:
             if isinstance(found, Claim):
                 response = await run(whole)
