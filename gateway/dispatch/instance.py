@@ -203,7 +203,6 @@ class Instance:
                 await self.socket.wait_connected(REFRESH_S)
                 if self.socket.connections != connections:
                     connections, catalog_due, is_known = self.socket.connections, 0.0, False
-                is_known = is_known or await self._has_past(store)
                 changed = await self._refresh_loras(loras)
                 if changed or loop.time() >= catalog_due:
                     await self._refresh_catalog(registry)
@@ -211,6 +210,8 @@ class Instance:
                 await self._refresh_stats()
                 self._hashes = await registry.hashes_by_name()
                 await self._tidy_up()
+                # Last: nothing of the above waits for it.
+                is_known = is_known or await self._has_past(store)
             except (InstanceError, RedisUnavailable) as error:
                 self._facts.last_error = error.message
             await self._publish(registry)
