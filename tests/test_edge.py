@@ -52,6 +52,12 @@ def test_a_name_of_this_machine_is_answered(gateway: Gateway, host: str) -> None
     assert ask(gateway, Host=host).status_code == 200
 
 
+def test_the_bare_address_leads_to_the_docs(gateway: Gateway) -> None:
+    answer = httpx.get(gateway.url + "/", follow_redirects=True)
+    assert (answer.status_code, answer.url.path) == (200, "/docs")
+    assert "swagger-ui" in answer.text
+
+
 @pytest.mark.parametrize(
     "host", ["rebound.example", "127.0.0.1.rebound.example:8000", "localhost.rebound.example", "10.0.0.1", "[::ffff:10.0.0.1]", "[", "a b"]
 )

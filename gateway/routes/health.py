@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Response
+from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.doctor.examine import examine
@@ -19,6 +20,12 @@ from gateway.runtime import Runtime as RuntimeState
 BEATS, BEAT_S = 5, 0.25
 
 router = APIRouter(tags=["health"])
+
+
+@router.get("/", include_in_schema=False)
+async def open_docs() -> RedirectResponse:
+    """Who opens the bare address sees what can be asked here. Relative: a proxy may serve all of it below a path of its own."""
+    return RedirectResponse("docs")
 
 
 @router.get("/health")
