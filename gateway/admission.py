@@ -21,7 +21,7 @@ from gateway.errors import NoInstance
 from gateway.inputs.bringing import Brought, Inputs
 from gateway.instances import InstanceRegistry
 from gateway.jobs.model import Job, JobSpec, LoraUse, Needs, Priority, Webhook, new_job_id, now_ms
-from gateway.jobs.records import Admitted, IdempotencyKey, Item
+from gateway.jobs.records import Admitted, IdempotencyKey, Item, Made
 from gateway.jobs.store import JobStore
 from gateway.loras.registry import Lora, LoraRegistry
 from gateway.moderation.verdicts import Moderation
@@ -90,7 +90,7 @@ class Admission:
         metrics: Metrics,
         edits: WorkflowEdits,
         moderation: Moderation,
-        expect: Callable[[Job], None] | None = None,
+        expect: Callable[[Made], None] | None = None,
     ) -> None:
         """`expect` is told of each job in the moment in which it is made: by the dispatcher of this process, if there is one."""
         self._settings, self._catalog, self._store, self._storage = settings, catalog, store, storage
@@ -134,7 +134,7 @@ class Admission:
         spec, graph, reuse = item
         job = Job(spec=spec)
         if self._expect is not None:
-            self._expect(job)
+            self._expect(Made(job, graph))
         admitted = await self._store.create(spec, graph, reuse=reuse, key=key)
         if admitted.outcome == "cached":
             answered = await reuse_result(job, admitted.job_id, self._store, self._storage)

@@ -41,8 +41,8 @@ async def _see(line: Line) -> list[str]:
 @pytest.mark.parametrize("priority", ["normal", "high"])
 async def test_a_job_that_comes_while_redis_is_asked_is_seen(late: LateStore, priority: str) -> None:
     await create(late, "first")
-    line, second = Line(late), make_spec("second", priority=priority)
-    late.meanwhile = lambda: line.join(Job(spec=second))
+    line, second = Line(late), Job(spec=make_spec("second", priority=priority))
+    late.meanwhile = lambda: line.join(second.id, second.model_dump_json().encode())
     seen = await _see(line)
     await create(late, "second", priority=priority)
     assert "second" in (seen if priority == "normal" else await _see(line))
@@ -52,7 +52,7 @@ async def test_a_job_that_came_and_went_while_redis_is_asked_is_not(late: LateSt
     line, gone = Line(late), Job(spec=make_spec("gone"))
 
     def come_and_go() -> None:
-        line.join(gone)
+        line.join(gone.id, gone.model_dump_json().encode())
         line.leave("gone")
 
     late.meanwhile = come_and_go

@@ -30,7 +30,7 @@ from gateway.gpu import GpuLease
 from gateway.instances import FleetRegistry, InstanceRegistry
 from gateway.jobs.events import PREVIEWS_ASKED, WAKE, EventFeed
 from gateway.jobs.model import TERMINAL, EventKind, Job, JobError, JobStatus, now_ms
-from gateway.jobs.records import Claim
+from gateway.jobs.records import Claim, Made
 from gateway.jobs.store import JobStore
 from gateway.loras.registry import LoraRegistry
 from gateway.moderation.verdicts import Moderation
@@ -194,13 +194,16 @@ class Dispatcher:
             else:
                 return
 
-    def expect(self, job: Job) -> None:
+    def expect(self, made: Made) -> None:
         """A job that this process makes in this moment. While nobody waits and a warm slot is free, its claim follows at its heels.
 
         Both go down the same line to Redis. A job that was not made, or not put in line, is simply not there to be claimed.
         """
-        if self._group is not None and not self._stopping and self._line.is_empty:
-            self._group.create_task(self._place_expected(self._group, job))
+        if self._group is None or self._stopping:
+            return
+        self._line.expect(made)
+        if self._line.is_empty:
+            self._group.create_task(self._place_expected(self._group, made.job))
 
     async def _place_expected(self, group: asyncio.TaskGroup, job: Job) -> None:
         await asyncio.sleep(0)  # its making is on its way by then, and Redis busy with it
@@ -220,7 +223,7 @@ class Dispatcher:
 
     async def _claim(self, group: asyncio.TaskGroup, instance: Instance, candidate: Candidate, slots: int, warm: bool) -> None:
         """Make the placement true in Redis, where it is decided who has the job; then carry it out."""
-        claim = None
+        claim, left = None, instance.begin_to_tell()
         try:
             claim = await self._store.claim(
                 candidate.job_id,
@@ -232,9 +235,12 @@ class Dispatcher:
                 base_model=candidate.base_model,
                 lora_files=candidate.lora_files,
                 recent_loras=instance.load.recent,
-                left=instance.list_leaving(),
+                left=left,
+                made=self._line.take_made(candidate.job_id),
             )
         except RedisUnavailable as error:
+            for claim_left in left:
+                claim_left.is_leaving = False
             log.warning("claim waits for Redis", extra={"error": error.message})
             await asyncio.sleep(0.5)
         finally:
@@ -272,12 +278,14 @@ class Dispatcher:
             self._audience.note(job_id)
         if kind != EventKind.STATUS:
             return
+        if status != JobStatus.QUEUED:
+            self._line.take_made(job_id)
         if status == JobStatus.QUEUED:
             if job_id in self._expected:
                 self._expected.discard(job_id)
                 return
             try:
-                self._line.join(Job.model_validate_json(data))
+                self._line.join(job_id, data)
             except ValidationError:
                 log.warning("unreadable status event", extra={"job_id": job_id})
             self._wake.set()

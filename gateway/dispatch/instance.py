@@ -125,16 +125,20 @@ class Instance:
     def look(self, load: Load) -> None:
         """What Redis says it holds now. Our own jobs are known better here than there."""
         self.load = load
-        self.held_by_others = max(0, load.slots_used - len(self.held) - len(self.list_leaving()))
+        self._leaving = [claim for claim in self._leaving if claim.holds_slot]
+        self.held_by_others = max(0, load.slots_used - len(self.held) - len(self._leaving))
 
     def leave(self, claim: Claim) -> None:
-        """A job's prompt has ended; Redis is told soon."""
+        """A job's prompt has ended; Redis still counts it, and is told soon."""
         self._leaving.append(claim)
 
-    def list_leaving(self) -> tuple[Claim, ...]:
-        """Jobs that have left, while Redis still counts them."""
+    def begin_to_tell(self) -> list[Claim]:
+        """Of the jobs that have left, those of which Redis is not being told yet."""
         self._leaving = [claim for claim in self._leaving if claim.holds_slot]
-        return tuple(self._leaving)
+        untold = [claim for claim in self._leaving if not claim.is_leaving]
+        for claim in untold:
+            claim.is_leaving = True
+        return untold
 
     async def free(self, store: JobStore) -> None:
         """Have it let go of its models, and forget that they were there. ComfyUI does it between two prompts. Raises InstanceError."""

@@ -10,11 +10,14 @@ from dataclasses import replace
 from gateway.dispatch.fleet import LOOK_AHEAD, Candidate, date_line
 from gateway.dispatch.instance import Instance
 from gateway.jobs.model import Job, now_ms
+from gateway.jobs.records import Made
 from gateway.jobs.store import JobStore
 
 REMEMBERED = 4096
 # A look at Redis counts for so long. A line of at most two was seen whole: the feed keeps it so, and there is no order to get wrong.
 LINE_S, WHOLE_LINE_S = 0.05, 0.9
+# Of the jobs made here: the newest, and none whose graph is uncommonly large.
+KEPT_MADE, KEPT_GRAPH_BYTES = 512, 64 << 10
 
 
 class Line:
@@ -28,6 +31,7 @@ class Line:
         self._is_cut = False  # more wait than were seen
         self._came: list[str] = []  # since Redis was last asked: its answer may be older than they are
         self._claiming: set[str] = set()  # placed, and perhaps still in Redis's line
+        self._made: OrderedDict[str, Made] = OrderedDict()  # by this process, and not heard of since
 
     @property
     def is_empty(self) -> bool:
@@ -68,13 +72,17 @@ class Line:
             for name, load in loads.items():
                 if name in instances:
                     instances[name].look(load)
-            unknown = [job_id for job_id in ids if job_id not in self._candidates]
-            for job in await self._store.load_many(unknown) if unknown else []:
-                self._remember(job)
+            await self._learn_of([job_id for job_id in ids if job_id not in self._candidates])
         known = [job_id for job_id in self._ids if job_id in self._candidates]
         dated = date_line([self._candidates[job_id] for job_id in known[:LOOK_AHEAD]], now_ms())
         self._candidates.update((candidate.job_id, candidate) for candidate in dated)
         return dated
+
+    async def _learn_of(self, unknown: list[str]) -> None:
+        foreign = [job_id for job_id in unknown if job_id not in self._made]
+        here = [self._made[job_id].job for job_id in unknown if job_id in self._made]
+        for job in (*here, *(await self._store.load_many(foreign) if foreign else ())):
+            self._remember(job)
 
     def _remember(self, job: Job) -> None:
         candidate, known = Candidate.of(job), self._candidates.get(job.id)
@@ -82,8 +90,24 @@ class Line:
         while len(self._candidates) > REMEMBERED:
             self._candidates.popitem(last=False)
 
-    def join(self, job: Job) -> None:
-        """A new job stands behind those already seen, until the next look puts it where it belongs; one in a hurry brings that about."""
+    def expect(self, made: Made) -> None:
+        """A job that this process makes in this moment: neither the feed nor a claim need tell it what it is."""
+        if len(made.graph) <= KEPT_GRAPH_BYTES:
+            self._made[made.job.id] = made
+            if len(self._made) > KEPT_MADE:
+                self._made.popitem(last=False)
+
+    def take_made(self, job_id: str) -> Made | None:
+        """The job as it was made here."""
+        return self._made.pop(job_id, None)
+
+    def join(self, job_id: str, data: bytes) -> None:
+        """A new job, told by its status event, stands behind those already seen, until the next look puts it where it belongs.
+
+        One in a hurry brings that about. Raises ValidationError.
+        """
+        made = self._made.get(job_id)
+        job = made.job if made is not None and job_id not in self._candidates else Job.model_validate_json(data)
         self._remember(job)
         if job.spec.priority == "high":
             self._due_s = 0.0

@@ -25,12 +25,20 @@ class Claim:
     lease: str
     writes: int = 0
     holds_slot: bool = True  # as Redis has it
+    is_leaving: bool = False  # a claim on its way tells Redis that the slot is free
     cached_in: str | None = None  # a finished job that made the same meanwhile
     asked_s: float = 0.0  # time.monotonic() before it was asked for: the lease is at least that old
 
     @property
     def id(self) -> str:
         return self.job.id
+
+
+class Made(NamedTuple):
+    """A job as it was made, known where it was: what Redis need not say again."""
+
+    job: Job
+    graph: bytes
 
 
 class Load(NamedTuple):

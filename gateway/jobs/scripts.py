@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any
 
-from gateway.redis_client import RedisClient
+from gateway.redis_client import RedisClient, Script
 
 
-def load_scripts(redis: RedisClient, *names: str) -> tuple[Any, ...]:
+def load_scripts(redis: RedisClient, *names: str) -> tuple[Script, ...]:
     """The scripts of these names, to be called with `args`."""
     folder = files("gateway.jobs") / "lua"
     prelude = (folder / "_prelude.lua").read_text()
-    return tuple(redis.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names)
+    return tuple(Script(redis, prelude + (folder / f"{name}.lua").read_text()) for name in names)

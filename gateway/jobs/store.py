@@ -34,6 +34,7 @@ from gateway.jobs.records import (
     IdempotencyKey,
     Limits,
     Load,
+    Made,
     decode_job,
     describe_refusal,
     encode_fields,
@@ -262,23 +263,28 @@ class JobStore:
         base_model: str,
         lora_files: Iterable[str],
         recent_loras: Sequence[Iterable[str]] = (),
-        left: tuple[Claim, ...] = (),
+        left: Sequence[Claim] = (),
+        made: Made | None = None,
     ) -> Claim | None:
         """Take a queued job for an instance; None when somebody else has it, or the instance holds its share or drains.
 
         `base_model` to `recent_loras` is what the instance will have loaded then, for the others to know (`Load`). Jobs that have `left` it
-        give their slots up in the same step.
+        give their slots up in the same step. Who has the job as it was `made` is not told it again.
         """
         loras, recent = json.dumps(sorted(lora_files)), json.dumps([sorted(files) for files in recent_loras])
         asked_s, lease_ms = time.monotonic(), int(lease_s * 1000)
         leases = [part for claim in left for part in (claim.id, claim.lease)]
-        fixed = [self._now(), job_id, instance, lease, lease_ms, slots, prompt_id, base_model, loras, recent]
+        fixed = [self._now(), job_id, instance, lease, lease_ms, slots, prompt_id, base_model, loras, recent, int(made is not None)]
         answer = await self._claim(args=[*fixed, *leases])
         for claim in left:
             claim.holds_slot = False
-        if answer[0] != 1:
+        if answer[0] == 1:
+            return Claim(decode_job(pair_up(answer[1])), answer[2], lease, cached_in=answer[3].decode() or None, asked_s=asked_s)
+        if answer[0] != 2 or made is None:
             return None
-        return Claim(decode_job(pair_up(answer[1])), answer[2], lease, cached_in=answer[3].decode() or None, asked_s=asked_s)
+        claimed = {"instance": instance, "prompt_id": prompt_id, "claimed_ms": answer[1], "attempts": 1, "revision": 1}
+        job = made.job.model_copy(update=claimed)
+        return Claim(job, made.graph, lease, cached_in=answer[2].decode() or None, asked_s=asked_s)
 
     @translate_redis
     async def overdue(self, limit: int) -> list[str]:

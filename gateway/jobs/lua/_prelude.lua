@@ -10,9 +10,7 @@ local function job_key(id) return 'fluxgate:job:' .. id end
 local function queue_key(priority, caller) return 'fluxgate:queue:' .. priority .. ':' .. caller end
 local function callers_key(priority) return 'fluxgate:callers:' .. priority end
 -- Trainings are leased by workers, generations by dispatchers: neither takes over the other's.
-local function leases_key(id)
-  return redis.call('HGET', job_key(id), 'kind') == 'training' and 'fluxgate:leases:training' or 'fluxgate:leases'
-end
+local function leases_key(kind) return kind == 'training' and 'fluxgate:leases:training' or 'fluxgate:leases' end
 local function slots_key(instance) return 'fluxgate:slots:' .. instance end
 
 -- The live feed is read by every process; the job's own stream is what replays. Both carry the same id.
@@ -26,26 +24,22 @@ local function emit(id, kind, status, data, keep)
 end
 
 -- Callers take turns within a priority: `callers` orders them by the turn they were last served in.
-local function enqueue(id, priority, caller, sequence)
-  local deadline = redis.call('HGET', job_key(id), 'queue_deadline')
+local function enqueue(id, priority, caller, sequence, deadline)
+  deadline = deadline or redis.call('HGET', job_key(id), 'queue_deadline')
   if deadline then redis.call('ZADD', 'fluxgate:deadlines', deadline, id) end
   redis.call('ZADD', queue_key(priority, caller), sequence, id)
   redis.call('ZADD', callers_key(priority), 'NX', redis.call('GET', 'fluxgate:turn') or 0, caller)
   redis.call('ZADD', 'fluxgate:queued', sequence, id)
 end
 
+-- Whether more of the caller's wait. `queued` is left to whoever calls: it says whether the job stood in line at all.
 local function dequeue(id, priority, caller)
   redis.call('ZREM', 'fluxgate:deadlines', id)
-  redis.call('ZREM', 'fluxgate:queued', id)
   local queue = queue_key(priority, caller)
-  local removed = redis.call('ZREM', queue, id)
-  if redis.call('EXISTS', queue) == 0 then redis.call('ZREM', callers_key(priority), caller) end
-  return removed
-end
-
-local function set_fields(id, values, first, count)
-  if count > 0 then redis.call('HSET', job_key(id), unpack(values, first, first + count * 2 - 1)) end
-  redis.call('HINCRBY', job_key(id), 'revision', 1)
+  redis.call('ZREM', queue, id)
+  if redis.call('EXISTS', queue) == 1 then return true end
+  redis.call('ZREM', callers_key(priority), caller)
+  return false
 end
 
 local function is_terminal(status)
@@ -56,7 +50,8 @@ end
 local function release_followers(id, succeeded)
   local waiting = 'fluxgate:followers:' .. id
   local leader = nil
-  for _, follower in ipairs(redis.call('ZRANGE', waiting, 0, -1)) do
+  local followers = redis.call('ZRANGE', waiting, 0, -1)
+  for _, follower in ipairs(followers) do
     local facts = redis.call('HMGET', job_key(follower), 'status', 'priority', 'caller', 'sequence', 'twin')
     if facts[1] == 'queued' then
       if succeeded or not leader then
@@ -69,7 +64,7 @@ local function release_followers(id, succeeded)
       end
     end
   end
-  redis.call('DEL', waiting)
+  if #followers > 0 then redis.call('DEL', waiting) end
 end
 
 local function batch_key(id) return 'fluxgate:batch:' .. id end
@@ -106,32 +101,32 @@ end
 local function usage_key(caller, now) return 'fluxgate:usage:' .. caller .. ':' .. math.floor(now / 86400000) end
 
 -- Why a caller may have no further job now: by its own limits where a key gave it some, else by the deployment's. 0 GPU seconds: any number.
-local function refuse(caller, now, most_jobs, most_gpu_s)
+local function refuse(caller, given_clock, most_jobs, most_gpu_s)
   local own = redis.call('HMGET', 'fluxgate:limits:' .. caller, 'jobs_in_flight', 'gpu_seconds_per_day')
   local active, jobs, gpu_s = redis.call('SCARD', 'fluxgate:active:' .. caller), tonumber(own[1] or most_jobs), tonumber(own[2] or most_gpu_s)
   if active >= jobs then return {'caller_full', active, jobs} end
   if gpu_s == 0 then return nil end
-  local used_ms = tonumber(redis.call('HGET', usage_key(caller, now), 'gpu_ms') or 0)
+  local used_ms = tonumber(redis.call('HGET', usage_key(caller, clock(given_clock)), 'gpu_ms') or 0)
   if used_ms >= gpu_s * 1000 then return {'gpu_spent', math.floor(used_ms / 1000), gpu_s} end
 end
 
 -- What a job that ends used: the time ComfyUI or the trainer had it, by its last attempt. gateway/callers/usage.py reads these.
-local function count_usage(id, key, caller, status, now)
-  local place, facts = usage_key(caller, now), redis.call('HMGET', key, 'metrics', 'cached', 'started_ms')
-  local taken = facts[1] and cjson.decode(facts[1]).execution_ms
-  if type(taken) ~= 'number' then taken = facts[3] and math.max(0, now - facts[3]) or 0 end
-  redis.call('HINCRBY', place, 'jobs_' .. status, 1)
+local function count_usage(id, caller, status, now, metrics, cached, started_ms)
+  local place, taken = usage_key(caller, now), metrics and cjson.decode(metrics).execution_ms
+  if type(taken) ~= 'number' then taken = started_ms and math.max(0, now - started_ms) or 0 end
+  -- Whichever comes first on a day makes the key.
+  if redis.call('HINCRBY', place, 'jobs_' .. status, 1) == 1 then redis.call('EXPIRE', place, 40 * 86400) end
   -- An import waits for the network, not for a GPU.
-  if taken > 0 and facts[2] ~= 'true' and string.sub(id, 1, 4) ~= 'imp_' then redis.call('HINCRBY', place, 'gpu_ms', math.floor(taken)) end
-  redis.call('EXPIRE', place, 40 * 86400)
+  if taken > 0 and cached ~= 'true' and string.sub(id, 1, 4) ~= 'imp_' then redis.call('HINCRBY', place, 'gpu_ms', math.floor(taken)) end
 end
 
--- Every way a job ends: nothing is left that could claim, renew or count it; its record lives on for `ttl_s`.
+-- Every way a job ends, once its record says so: nothing is left that could claim, renew or count it; the record lives on for `ttl_s`.
 local function close(id, now, ttl_s, succeeded)
   local key = job_key(id)
-  local facts = redis.call('HMGET', key, 'instance', 'caller', 'twin', 'webhook', 'batch', 'batch_index', 'status')
+  local facts = redis.call('HMGET', key, 'instance', 'caller', 'twin', 'webhook', 'batch', 'batch_index', 'status', 'kind',
+    'metrics', 'cached', 'started_ms')
   if facts[1] then redis.call('SREM', slots_key(facts[1]), id) end
-  redis.call('ZREM', leases_key(id), id)
+  redis.call('ZREM', leases_key(facts[8]), id)
   redis.call('ZREM', 'fluxgate:deadlines', id)
   redis.call('SREM', 'fluxgate:active:' .. facts[2], id)
   -- Where an imported file came from may hold a key of its sender's.
@@ -140,8 +135,7 @@ local function close(id, now, ttl_s, succeeded)
     if redis.call('GET', 'fluxgate:twin:' .. facts[3]) == id then redis.call('DEL', 'fluxgate:twin:' .. facts[3]) end
     release_followers(id, succeeded)
   end
-  redis.call('HSET', key, 'finished_ms', now)
-  count_usage(id, key, facts[2], facts[7], now)
+  count_usage(id, facts[2], facts[7], now, facts[9], facts[10], facts[11])
   if facts[4] then redis.call('ZADD', 'fluxgate:webhooks', now, id) end
   if facts[5] then leave_batch(id, facts[5], facts[6], facts[7], now, ttl_s) end
   for _, name in ipairs({key, 'fluxgate:graph:' .. id, 'fluxgate:events:' .. id}) do redis.call('EXPIRE', name, ttl_s) end

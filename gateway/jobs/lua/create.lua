@@ -5,7 +5,8 @@
 --       · {'queue_full', depth} · {'caller_full', jobs, limit} · {'gpu_spent', seconds, limit}
 --       · {'stale'}: another item of the batch is next, or none
 -- One step: either all of it happened or none, so a retry after a lost answer finds what the first try did.
-local now, id, caller, priority = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+local SWEEP = 16
+local id, caller, priority = ARGV[2], ARGV[3], ARGV[4]
 local key, twin, reuse, idempotency = job_key(id), ARGV[10], ARGV[11] == '1', ARGV[14]
 if redis.call('EXISTS', key) == 1 then return {'created'} end
 if idempotency ~= '' then
@@ -20,7 +21,7 @@ if twin ~= '' and reuse then
 end
 local depth = redis.call('ZCARD', 'fluxgate:queued')
 if depth >= tonumber(ARGV[12]) then return {'queue_full', depth} end
-local refused = refuse(caller, now, ARGV[13], ARGV[21])
+local refused = refuse(caller, ARGV[1], ARGV[13], ARGV[21])
 if refused then return refused end
 
 if idempotency ~= '' then
@@ -29,19 +30,20 @@ if idempotency ~= '' then
 end
 local sequence = redis.call('INCR', 'fluxgate:sequence')
 redis.call('HSET', key, 'spec', ARGV[6], 'status', 'queued', 'caller', caller, 'priority', priority,
-  'sequence', sequence, 'attempts', 0, 'revision', 0, 'queue_deadline', ARGV[9])
+  'sequence', sequence, 'attempts', 0, 'revision', 0, 'queue_deadline', ARGV[9],
+  unpack(twin == '' and {} or {'twin', twin, 'reuse', ARGV[11]}))
 if ARGV[18] ~= '' then redis.call('HSET', key, 'webhook', ARGV[18]) end
 if batch ~= '' then join_batch(id, batch, ARGV[20]) end
 redis.call('SET', 'fluxgate:graph:' .. id, ARGV[7])
--- Records that old have expired: their places in the lists go with them.
-for _, index in ipairs({'fluxgate:jobs', 'fluxgate:jobs:' .. caller}) do redis.call('ZREMRANGEBYSCORE', index, '-inf', ARGV[17]) end
-redis.call('ZADD', 'fluxgate:jobs', ARGV[5], id)
-redis.call('ZADD', 'fluxgate:jobs:' .. caller, ARGV[5], id)
+for _, index in ipairs({'fluxgate:jobs', 'fluxgate:jobs:' .. caller}) do
+  redis.call('ZADD', index, ARGV[5], id)
+  -- Records that old have expired: their places in the lists go with them, now and then.
+  if sequence % SWEEP == 0 then redis.call('ZREMRANGEBYSCORE', index, '-inf', ARGV[17]) end
+end
 redis.call('SADD', 'fluxgate:active:' .. caller, id)
 
 local leader = nil
 if twin ~= '' then
-  redis.call('HSET', key, 'twin', twin, 'reuse', ARGV[11])
   leader = reuse and redis.call('GET', 'fluxgate:twin:' .. twin)
   if leader and is_terminal(redis.call('HGET', job_key(leader), 'status') or 'expired') then leader = nil end
 end
@@ -51,7 +53,7 @@ if leader then
   redis.call('ZADD', 'fluxgate:deadlines', ARGV[9], id)
 else
   if twin ~= '' then redis.call('SET', 'fluxgate:twin:' .. twin, id) end
-  enqueue(id, priority, caller, sequence)
+  enqueue(id, priority, caller, sequence, ARGV[9])
 end
 emit(id, 'status', 'queued', ARGV[8], true)
 return leader and {'following', leader} or {'created'}

@@ -13,7 +13,8 @@ if ARGV[9] ~= '' then
   redis.call('HSET', ARGV[9], 'hash', ARGV[10], 'job', id)
   redis.call('EXPIRE', ARGV[9], ARGV[11])
 end
-redis.call('HSET', key, 'spec', ARGV[5], 'status', 'succeeded', 'caller', caller, 'cached', 'true', 'outputs', ARGV[7], 'attempts', 0, 'revision', 0)
+redis.call('HSET', key, 'spec', ARGV[5], 'status', 'succeeded', 'caller', caller, 'cached', 'true', 'outputs', ARGV[7], 'attempts', 0, 'revision', 0,
+  'finished_ms', now)
 if ARGV[12] ~= '' then redis.call('HSET', key, 'webhook', ARGV[12]) end
 if ARGV[15] ~= '' then redis.call('HSET', key, 'made_on', ARGV[15]) end
 if batch ~= '' then join_batch(id, batch, ARGV[14]) end

@@ -10,7 +10,7 @@ if idempotency ~= '' then
   local known = redis.call('HMGET', idempotency, 'hash', 'job')
   if known[1] then return {'replay', known[1], known[2]} end
 end
-local refused = refuse(caller, now, ARGV[7], ARGV[12])
+local refused = refuse(caller, ARGV[1], ARGV[7], ARGV[12])
 if refused then return refused end
 if idempotency ~= '' then
   redis.call('HSET', idempotency, 'hash', ARGV[9], 'job', id)

@@ -12,9 +12,11 @@ if facts[2] then
   emit(id, 'status', 'canceling', ARGV[8], true)
   return 'canceling'
 end
-if facts[4] then dequeue(id, facts[4], facts[5]) end
-redis.call('HSET', key, 'status', ARGV[5])
-redis.call('HINCRBY', key, 'revision', 1)
+if facts[4] then
+  redis.call('ZREM', 'fluxgate:queued', id)
+  dequeue(id, facts[4], facts[5])
+end
+redis.call('HSET', key, 'status', ARGV[5], 'finished_ms', now, 'revision', facts[3] + 1)
 if ARGV[7] ~= '' then
   redis.call('HSET', key, 'error', ARGV[7])
   emit(id, 'error', '', ARGV[7], true)

@@ -4,12 +4,12 @@
 -- A write whose number was seen already came twice over a broken connection and changes nothing. A job that is being canceled stays so: a status of the writer's is dropped then, with its event.
 local function update(at, fields_at, events_at, after)
   local id, key = ARGV[at], job_key(ARGV[at])
-  local facts = redis.call('HMGET', key, 'lease', 'status', 'instance', 'write')
+  local facts = redis.call('HMGET', key, 'lease', 'status', 'instance', 'write', 'revision')
   if facts[1] ~= ARGV[at + 1] then return 'lost' end
   local write = ARGV[at + 1] .. ':' .. ARGV[at + 2]
   if facts[4] == write then return facts[2] end
   if ARGV[at + 3] == '1' and facts[3] then redis.call('SREM', slots_key(facts[3]), id) end
-  local canceling, status, fields = facts[2] == 'canceling', facts[2], {'write', write}
+  local canceling, status, fields = facts[2] == 'canceling', facts[2], {'write', write, 'revision', facts[5] + 1}
   for i = fields_at, events_at - 1, 2 do
     if not (canceling and ARGV[i] == 'status') then
       fields[#fields + 1], fields[#fields + 2] = ARGV[i], ARGV[i + 1]
@@ -17,7 +17,6 @@ local function update(at, fields_at, events_at, after)
     end
   end
   redis.call('HSET', key, unpack(fields))
-  redis.call('HINCRBY', key, 'revision', 1)
   for i = events_at, after - 1, 3 do
     if not (canceling and ARGV[i] == 'status') then
       emit(id, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i] ~= 'preview')
