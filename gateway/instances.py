@@ -187,11 +187,21 @@ class InstanceRegistry:
         self._redis = redis
         self._catalogs: dict[str, tuple[str, Catalog]] = {}
         self._recent: tuple[float, list[InstanceFacts]] = (-RECENT_S, [])
+        self._is_asking = False
 
     async def recent(self) -> list[InstanceFacts]:
-        """`all`, at most a second old: for decisions taken at every request. Asked again while none is up: that ends at any moment."""
-        if time.monotonic() - self._recent[0] >= RECENT_S or all(facts.state != "up" for facts in self._recent[1]):
+        """`all`, at most a second old: for decisions taken at every request. Asked again while none is up: that ends at any moment.
+
+        Of many who find it too old one asks; meanwhile it is good enough for the others.
+        """
+        if all(facts.state != "up" for facts in self._recent[1]):
             self._recent = (time.monotonic(), await self.all())
+        elif time.monotonic() - self._recent[0] >= RECENT_S and not self._is_asking:
+            self._is_asking = True
+            try:
+                self._recent = (time.monotonic(), await self.all())
+            finally:
+                self._is_asking = False
         return self._recent[1]
 
     @translate_redis

@@ -44,8 +44,10 @@ class _Exchange(asyncio.Protocol):
         self._answer: asyncio.Future[Answer] | None = None
         self._pieces: list[bytes] = []
         self._head_bytes, self._is_in_head, self._has_length = 0, True, False
-        self._heard_s = 0.0
-        self._silence: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._heard_s, self._deadline_s = 0.0, 0.0
+        self._silence_s: float | None = None
+        self._clock: asyncio.TimerHandle | None = None
         self.has_heard = False  # of the answer that is waited for
         self.idle_since_s = 0.0
         self.is_open = True
@@ -65,31 +67,36 @@ class _Exchange(asyncio.Protocol):
     def can_send(self) -> bool:
         return self.is_open and self._transport is not None and not self._transport.is_closing()
 
-    def send(self, request: bytes, silence_s: float | None) -> asyncio.Future[Answer]:
+    def send(self, request: bytes, deadline_s: float, silence_s: float | None) -> asyncio.Future[Answer]:
         assert self._transport is not None, "made by create_connection"
         self._parser = httptools.HttpResponseParser(self)
         self._pieces, self._head_bytes, self._is_in_head, self._has_length = [], 0, True, False
         self.has_heard, self._heard_s = False, time.monotonic()
-        loop = asyncio.get_running_loop()
-        self._answer = loop.create_future()
-        if silence_s is not None:
-            self._silence = loop.call_later(silence_s, self._check_silence, silence_s)
+        self._deadline_s, self._silence_s = deadline_s, silence_s
+        self._answer = self._loop.create_future()
+        self._check_clock()
         self._transport.write(request)
         return self._answer
 
-    def _check_silence(self, silence_s: float) -> None:
-        left_s = self._heard_s + silence_s - time.monotonic()
+    def _check_clock(self) -> None:
+        """One timer for both bounds; most requests are answered long before it."""
+        now = time.monotonic()
+        left_s = self._deadline_s - now
+        if self._silence_s is not None:
+            left_s = min(left_s, self._heard_s + self._silence_s - now)
         if left_s > 0:
-            self._silence = asyncio.get_running_loop().call_later(left_s, self._check_silence, silence_s)
+            self._clock = self._loop.call_later(left_s, self._check_clock)
+        elif now >= self._deadline_s:
+            self._fail(TimeoutError("the answer did not come in time"))
         else:
-            self._fail(TimeoutError(f"nothing came for {silence_s:g} s"))
+            self._fail(TimeoutError(f"nothing came for {self._silence_s:g} s"))
 
     def rest(self) -> None:
         """The exchange is over; the connection waits for the next."""
         self.idle_since_s = time.monotonic()
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
 
     def close(self) -> None:
         self.rest()
@@ -170,14 +177,14 @@ class PlainHost:
         lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         length = f"Content-Length: {len(body)}\r\n" if body or method != "GET" else ""
         head = f"{method} {target} HTTP/1.1\r\n{self._host_line}{length}{lines}\r\n".encode("ascii")
-        async with asyncio.timeout(timeout_s):
-            while (kept := self._take_kept()) is not None:
-                try:
-                    return await self._exchange(kept, head + body, silence_s)
-                except ConnectionError:
-                    if kept.has_heard or method not in _REPEATABLE:
-                        raise
-            return await self._exchange(await self._connect(), head + body, silence_s)
+        deadline_s = time.monotonic() + timeout_s
+        while (kept := self._take_kept()) is not None:
+            try:
+                return await self._exchange(kept, head + body, deadline_s, silence_s)
+            except ConnectionError:
+                if kept.has_heard or method not in _REPEATABLE:
+                    raise
+        return await self._exchange(await self._connect(min(CONNECT_S, timeout_s)), head + body, deadline_s, silence_s)
 
     def _take_kept(self) -> _Exchange | None:
         now = time.monotonic()
@@ -189,15 +196,15 @@ class PlainHost:
                 return kept
         return None
 
-    async def _connect(self) -> _Exchange:
-        async with asyncio.timeout(CONNECT_S):
+    async def _connect(self, timeout_s: float) -> _Exchange:
+        async with asyncio.timeout(timeout_s):
             _, exchange = await asyncio.get_running_loop().create_connection(_Exchange, self._host, self._port)
         return exchange
 
-    async def _exchange(self, exchange: _Exchange, request: bytes, silence_s: float | None) -> Answer:
+    async def _exchange(self, exchange: _Exchange, request: bytes, deadline_s: float, silence_s: float | None) -> Answer:
         is_answered = False
         try:
-            answer = await exchange.send(request, silence_s)
+            answer = await exchange.send(request, deadline_s, silence_s)
             is_answered = True
         finally:
             if is_answered and exchange.is_open:

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from functools import lru_cache
 from typing import NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -54,8 +54,9 @@ def presign_get(credentials: Credentials, region: str, url: str, ttl_s: int, amz
 
 def _split(url: str) -> tuple[str, str]:
     """(host as it is sent, path) of a URL whose path is quoted already."""
-    parts = urlsplit(url)
-    return parts.netloc.removesuffix(_DEFAULT_PORTS.get(parts.scheme, " ")), parts.path
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return host.removesuffix(_DEFAULT_PORTS.get(scheme, " ")), slash + path
 
 
 def _scope(region: str, amz_date: str) -> str:

@@ -137,6 +137,7 @@ class Storage:
         self._signer = _connect(settings, public) if public else self._client
         self._session, self._credentials = session, _credentials(settings)
         self._home, self._public_home = _bucket_url(self._client, self.bucket), _bucket_url(self._signer, self.bucket)
+        self._home_path = urlsplit(self._home).path
         self._plain = plain.host(self._home) if plain else None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
         self._folders = dict[str, asyncio.Event]()
@@ -215,7 +216,7 @@ class Storage:
         headers = sign_put(self._signing_credentials(), self._region, url, body, content_type, _amz_date())
         try:
             if self._plain is not None:
-                status, said = await self._plain.request("PUT", urlsplit(url).path, headers=headers, body=body, timeout_s=PUT_S)
+                status, said = await self._plain.request("PUT", self._home_path + quote(key), headers=headers, body=body, timeout_s=PUT_S)
             else:
                 async with self._session.put(URL(url, encoded=True), data=io.BytesIO(body), headers=headers) as response:
                     status, said = response.status, await response.read()

@@ -127,11 +127,11 @@ class Dispatcher:
             except RedisUnavailable as error:
                 log.warning("placement waits for Redis", extra={"error": error.message})
                 await asyncio.sleep(0.5)
+            timer = asyncio.get_running_loop().call_later(IDLE_S, self._wake.set)
             try:
-                async with asyncio.timeout(IDLE_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+                await self._wake.wait()
+            finally:
+                timer.cancel()
 
     async def _keep_leases(self, group: asyncio.TaskGroup) -> None:
         """Renew ours, learn of cancels that the feed did not bring, and resume what nobody renews any more."""

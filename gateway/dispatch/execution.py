@@ -264,10 +264,13 @@ class Execution:
             storing = self._storing = asyncio.create_task(self._store_outputs(entry))
             try:
                 await self._leave_soon()
-                await asyncio.wait([storing])
-                if storing.cancelled():
-                    raise LeaseLost(self.claim.id)
-                await self._succeed(storing.result(), entry, ended_ms)
+                await self._succeed(await storing, entry, ended_ms)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if storing.cancelled() and task is not None and not task.cancelling():
+                    # Not we: `lose` stopped it.
+                    raise LeaseLost(self.claim.id) from None
+                raise
             finally:
                 storing.cancel()
 

@@ -82,8 +82,10 @@ def _type_of(extension: str) -> str:
 
 async def _gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """All of them, to their ends; then the first error, if there was one."""
-    done: list[T] = []
-    for result in await asyncio.gather(*works, return_exceptions=True):
+    all_works, done = list(works), list[T]()
+    if len(all_works) == 1:
+        return [await all_works[0]]
+    for result in await asyncio.gather(*all_works, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
         done.append(result)

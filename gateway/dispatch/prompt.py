@@ -160,9 +160,7 @@ class Prompt:
         passed: DeadlinePassed | None = None
         while True:
             if not self._has_ended:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(STOP_POLL_S if self.stop_wanted else self._settings.poll_s):
-                        await self._news.wait()
+                await self._wait_for_news(STOP_POLL_S if self.stop_wanted else self._settings.poll_s)
             self._news.clear()
             if self._is_abandoned:
                 raise LeaseLost(self.id)
@@ -172,6 +170,8 @@ class Prompt:
                 await self.stop_on_instance()
             elif not self._has_ended and self._heard_lately():
                 continue
+            if self._has_ended and self._heard_it_all():
+                return HistoryEntry.heard(self._outputs)
             known, entry = await self._patiently(self._look)
             if passed is not None and (not known or (entry is not None and entry.was_interrupted)):
                 raise passed
@@ -183,6 +183,14 @@ class Prompt:
                 raise GoneFromInstance
             # The end marker came but history is not there: keep asking, without hurry.
             self._has_ended = False
+
+    async def _wait_for_news(self, most_s: float) -> None:
+        # A timer of the loop's is a fifth of asyncio.timeout, and each job waits here.
+        timer = asyncio.get_running_loop().call_later(most_s, self._news.set)
+        try:
+            await self._news.wait()
+        finally:
+            timer.cancel()
 
     def _check_deadlines(self, deadline: float) -> DeadlinePassed | None:
         now = time.monotonic()
@@ -206,8 +214,6 @@ class Prompt:
     async def _look(self) -> tuple[bool, HistoryEntry | None]:
         """Whether the instance knows the prompt, and how it ended. Queue first: leaving it and entering history is one step."""
         client = self.instance.client
-        if self._has_ended and self._heard_it_all():
-            return True, HistoryEntry.heard(self._outputs)
         if self._has_ended:
             entry = await client.history(self.id)
             if entry is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -40,6 +41,7 @@ class HeadTooLarge(FluxgateError):
     code = "head_too_large"
 
 
+@lru_cache(maxsize=256)
 def is_loopback_name(host: str) -> bool:
     """Whether a name or address leads to the machine it is said on, whatever a name server says."""
     if host == "localhost" or host.endswith(".localhost"):
@@ -99,9 +101,11 @@ class Guard:
 
     def refuse_other_origin(self, origin: str, host: str) -> None:
         """Browsers say whose page a request or a WebSocket is of; other clients say nothing."""
+        if not origin:
+            return
         asked = origin.lower()
         own = urlsplit(asked).netloc == host.lower() and asked.startswith(("http://", "https://"))
-        if origin and not own and asked != self._own_origin and asked not in self._origins:
+        if not own and asked != self._own_origin and asked not in self._origins:
             hint = "Name it in CORS_ORIGINS."
             raise Forbidden("Pages of other origins may not ask here.", code="foreign_origin", hint=hint, details={"value": origin[:200]})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine
+from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -44,9 +45,28 @@ async def _read_caller_once(connection: HTTPConnection) -> Caller:
 
 async def read_base_url(connection: HTTPConnection) -> str:
     runtime: RuntimeState = connection.app.state.runtime
-    own = str(connection.base_url)
+    if runtime.settings.public_url:
+        return runtime.settings.public_url.rstrip("/")
+    scope = connection.scope
+    return _write_base_url(scope["scheme"], connection.headers.get("host"), scope.get("server"), scope.get("root_path", ""))
+
+
+@lru_cache(maxsize=256)
+def _write_base_url(scheme: str, host: str | None, server: tuple[str, int | None] | None, root_path: str) -> str:
+    """What the framework makes of a request's own address, in a tenth of its time."""
+    headers = [] if host is None else [(b"host", host.encode("latin-1"))]
+    scope = {
+        "type": "http",
+        "scheme": scheme,
+        "headers": headers,
+        "server": server,
+        "root_path": root_path,
+        "path": "/",
+        "query_string": b"",
+    }
+    own = str(HTTPConnection(scope).base_url)
     # A WebSocket's begins with ws, a request's with http.
-    return (runtime.settings.public_url or (own if own.startswith("http") else own.replace("ws", "http", 1))).rstrip("/")
+    return (own if own.startswith("http") else own.replace("ws", "http", 1)).rstrip("/")
 
 
 async def _comfy(
