@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dispatch.fleet import PATIENCE_S, Candidate, InstanceView, Placement, choose, missing
+from gateway.dispatch.fleet import LOOK_AHEAD, PATIENCE_S, Candidate, InstanceView, Placement, choose, missing
 from gateway.instances import Catalog, count_kept_jobs
 from gateway.jobs.model import Needs
 
@@ -131,6 +131,31 @@ def test_what_is_asked_for_often_is_not_what_a_cache_lets_go_of() -> None:
     )
     room = instance("d", "dev", recent=(rare,), keeps=2, lora_files=rare)
     assert choose(line, [*fleet, room], LATER_MS) == Placement("one", "d", warm=True), "a cache with room lets go of nothing"
+
+
+def test_what_falls_out_later_is_missed_less() -> None:
+    none, new, often, rare = (frozenset({f"{name}.safetensors"} if name else ()) for name in ("", "new", "often", "rare"))
+    fleet = [
+        instance("a", "dev", recent=(none, often, rare), keeps=3, lora_files=rare),
+        instance("b", "dev", recent=(none, rare, often), keeps=3, lora_files=often),
+        instance("c", "dev", free_slots=0, slots_used=2, recent=(often, often, often), keeps=3, lora_files=often),
+    ]
+    assert choose([waiting("one", lora_files=new)], fleet, LATER_MS) == Placement("one", "b", warm=True)
+
+
+def test_who_has_its_loras_there_goes_first_where_a_base_model_is_loaded() -> None:
+    styled, other = frozenset({"style.safetensors"}), frozenset({"other.safetensors"})
+    bare, used = instance("a", "schnell"), instance("b", "schnell", recent=(styled, frozenset()), keeps=2)
+    line = [waiting("first", lora_files=other), waiting("second", lora_files=styled)]
+    assert choose(line, [bare, used], LATER_MS) == Placement("second", "b", warm=False)
+    assert choose(line, [bare], LATER_MS) == Placement("first", "a", warm=False)
+    assert choose(line, [instance("c"), used], LATER_MS) == Placement("first", "c", warm=False), "what is empty costs nobody anything"
+    high = [waiting("first", lora_files=other, priority="high"), *line[1:]]
+    assert choose(high, [bare, used], LATER_MS) == Placement("first", "a", warm=False)
+    late = waiting("second", lora_files=styled, created_ms=LATER_MS)
+    assert choose([line[0], late], [used], LATER_MS) == Placement("first", "b", warm=False), "it passes nobody who came much earlier"
+    full = [*line, *(waiting(f"more{n}", lora_files=other) for n in range(LOOK_AHEAD - len(line)))]
+    assert choose(full, [bare, used], LATER_MS) == Placement("first", "a", warm=False), "a full window is cleared in order"
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,10 @@ RUN_S = 10.0
         # --cache-lru 100
         ("backlog", 1.0, 10, 2.0),
         ("poisson", 0.9, 10, 2.0),
-        ("poisson", 0.6, 10, 1.9),
-        ("poisson", 0.3, 10, 2.2),
+        ("poisson", 0.6, 10, 2.0),
+        ("poisson", 0.3, 10, 2.4),
+        ("bursty", 0.6, 10, 2.0),
+        ("bursty", 0.3, 10, 2.0),
     ],
 )
 def test_eight_instances_load_less_and_nobody_waits_much_longer(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, groupby
+from operator import itemgetter
 
 from gateway.dispatch.pace import name_work
 from gateway.instances import Catalog
@@ -22,12 +23,14 @@ LOOK_AHEAD = 32
 OVERTAKE_MS = 180_000
 # The first in line waits this long, at most, for an instance with its base model; then the next GPU that falls idle is its own.
 FIRST_MS = 60_000
-# A job leaves an idle GPU cold this long, while its base model is at work elsewhere: between what a load takes from RAM and from disk.
-HOLD_MS = 8_000
+# A job leaves an idle GPU cold this long, while its base model is at work elsewhere: as long as a load from disk takes.
+HOLD_MS = 12_000
 # A job that needs another LoRA than the one running leaves the slot behind it to better matches for as long as they may pass it.
 HOLD_LORA_MS = OVERTAKE_MS
 # For each LoRA that is not read again a job goes behind a run that is over this soon, rather than to an idle GPU.
 PATIENCE_S = 8.0
+# Of two LoRAs asked for alike, the one that a cache lets go of a job later counts for this much of the other.
+FADE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,6 @@ class InstanceView:
     @property
     def kept_files(self) -> frozenset[str]:
         return self.lora_files.union(*self.recent)
-
-    @property
-    def fading_files(self) -> frozenset[str]:
-        """What its cache lets go of with the next job, unless that one uses it."""
-        return self.recent[0].difference(*self.recent[1:]) if self.recent and len(self.recent) >= self.keeps else frozenset()
 
     def count_loads(self, lora_files: frozenset[str]) -> int:
         """Files of these that it would have to read."""
@@ -166,11 +164,12 @@ _verdicts = _Verdicts()
 class _Kind:
     """Candidates that are alike for placement, by the first of them in line. `since_ms` is the oldest's."""
 
-    __slots__ = ("_row", "_spared", "base_model", "count", "first", "lora_files", "position", "since_ms")
+    __slots__ = ("_row", "_spared", "base_model", "count", "first", "is_warm", "lora_files", "position", "since_ms")
 
     def __init__(self, first: Candidate, position: int, fleet: _Fleet) -> None:
         self.first, self.base_model, self.lora_files = first, first.base_model, first.lora_files
         self.position, self.count, self.since_ms = position, 0, first.waiting_since_ms
+        self.is_warm: bool | None = None  # not asked yet
         self._row = _verdicts.row_of(first.needs)
         # An instance that ran out of memory is good enough when no other could run it.
         self._spared = frozenset[str]()
@@ -202,7 +201,9 @@ class _Fleet:
 
     def has_warm(self, kind: _Kind) -> bool:
         """Whether all that it wants is loaded somewhere, if only at work."""
-        return any(view.base_model == kind.base_model and not view.count_loads(kind.lora_files) for view in self.views)
+        if kind.is_warm is None:
+            kind.is_warm = any(view.base_model == kind.base_model and not view.count_loads(kind.lora_files) for view in self.views)
+        return kind.is_warm
 
     @cached_property
     def _asked(self) -> Counter[str]:
@@ -214,8 +215,12 @@ class _Fleet:
         return Counter(chain.from_iterable(view.kept_files for view in self.views))
 
     def rate_fading(self, kind: _Kind, view: InstanceView) -> float:
-        """What the next jobs lose when this one goes there: LoRAs that are asked for often and held by few."""
-        return sum(self._asked[file] / self._holders[file] for file in view.fading_files - kind.lora_files)
+        """What the next jobs lose when this one goes there: LoRAs that are asked for often, held by few, and soon let go."""
+        later: dict[str, int] = {}
+        for age, files in enumerate(reversed(view.recent), 1):
+            for file in files - kind.lora_files:
+                later.setdefault(file, view.keeps - age)
+        return math.fsum(FADE**jobs * self._asked[file] / self._holders[file] for file, jobs in later.items())
 
     def rate_loss(self, view: InstanceView) -> tuple[bool, int, str]:
         """What the fleet loses when this one loads another base model: nothing, one copy of many, or the last one."""
@@ -367,17 +372,27 @@ def _place_cold(kinds: Sequence[_Kind], fleet: _Fleet, fence: _Fence, now_ms: in
     """On an idle GPU only: behind a running job it would push out what the next jobs want, and gain nothing, as a load waits its turn."""
     if not fleet.idle:
         return None
-    waiting: Counter[str] = Counter()
+    waiting: defaultdict[str, list[_Kind]] = defaultdict(list)
     for kind in kinds:
-        waiting[kind.base_model] += kind.count
-    seen = waiting.total()
+        waiting[kind.base_model].append(kind)
+    asked = {base_model: sum(kind.count for kind in alike) for base_model, alike in waiting.items()}
+    seen = sum(asked.values())
     for kind in kinds:
-        asked, at_work = waiting[kind.base_model], fleet.at_work[kind.base_model]
+        wanted, at_work = asked[kind.base_model], fleet.at_work[kind.base_model]
         # Of a line that is seen in part, its share counts: a large fleet has more at work than the window shows jobs.
-        hopeful = asked <= at_work and (seen < LOOK_AHEAD or asked * len(fleet.views) <= at_work * seen)
+        hopeful = wanted <= at_work and (seen < LOOK_AHEAD or wanted * len(fleet.views) <= at_work * seen)
         if hopeful and kind.first.priority != "high" and now_ms - kind.since_ms < HOLD_MS:
             continue
-        for view in fleet.idle:
-            if fence.lets(kind, view):
-                return _place(kind.first, view)
+        # Whoever asks for the base model, the job goes first that has its LoRAs there. A full window is cleared in order instead.
+        alike = waiting.pop(kind.base_model, []) if seen < LOOK_AHEAD else [kind]
+        rated = [(_rate_cold(one, view, fleet), one.first, view) for one in alike for view in fleet.idle if fence.lets(one, view)]
+        if rated:
+            _, candidate, view = min(rated, key=itemgetter(0))
+            return _place(candidate, view)
     return None
+
+
+def _rate_cold(kind: _Kind, view: InstanceView, fleet: _Fleet) -> tuple[bool, int, bool, int, int, int, str]:
+    """What is loaded, LoRAs to load, whether those are where their base model is, copies lost, how many wait, the line."""
+    loads, (is_used, copies, name) = view.count_loads(kind.lora_files), fleet.rate_loss(view)
+    return is_used, loads, loads > 0 and fleet.has_warm(kind), copies, -kind.count, kind.position, name
