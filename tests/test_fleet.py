@@ -154,6 +154,9 @@ def test_who_has_its_loras_there_goes_first_where_a_base_model_is_loaded() -> No
     assert choose(high, [bare, used], LATER_MS) == Placement("first", "a", warm=False)
     late = waiting("second", lora_files=styled, created_ms=LATER_MS)
     assert choose([line[0], late], [used], LATER_MS) == Placement("first", "b", warm=False), "it passes nobody who came much earlier"
+    low = [waiting("first", lora_files=other, created_ms=LATER_MS), waiting("second", lora_files=styled, priority="low")]
+    busy = instance("c", "dev", free_slots=0, slots_used=2)
+    assert choose(low, [used, busy], LATER_MS) == Placement("first", "b", warm=False)
     full = [*line, *(waiting(f"more{n}", lora_files=other) for n in range(LOOK_AHEAD - len(line)))]
     assert choose(full, [bare, used], LATER_MS) == Placement("first", "a", warm=False), "a full window is cleared in order"
 

@@ -372,11 +372,12 @@ def _place_cold(kinds: Sequence[_Kind], fleet: _Fleet, fence: _Fence, now_ms: in
     """On an idle GPU only: behind a running job it would push out what the next jobs want, and gain nothing, as a load waits its turn."""
     if not fleet.idle:
         return None
-    waiting: defaultdict[str, list[_Kind]] = defaultdict(list)
+    asked: Counter[str] = Counter()
+    waiting: defaultdict[tuple[str, str], list[_Kind]] = defaultdict(list)
     for kind in kinds:
-        waiting[kind.base_model].append(kind)
-    asked = {base_model: sum(kind.count for kind in alike) for base_model, alike in waiting.items()}
-    seen = sum(asked.values())
+        asked[kind.base_model] += kind.count
+        waiting[kind.base_model, kind.first.priority].append(kind)
+    seen = asked.total()
     for kind in kinds:
         wanted, at_work = asked[kind.base_model], fleet.at_work[kind.base_model]
         # Of a line that is seen in part, its share counts: a large fleet has more at work than the window shows jobs.
@@ -384,7 +385,7 @@ def _place_cold(kinds: Sequence[_Kind], fleet: _Fleet, fence: _Fence, now_ms: in
         if hopeful and kind.first.priority != "high" and now_ms - kind.since_ms < HOLD_MS:
             continue
         # Whoever asks for the base model, the job goes first that has its LoRAs there. A full window is cleared in order instead.
-        alike = waiting.pop(kind.base_model, []) if seen < LOOK_AHEAD else [kind]
+        alike = waiting.pop((kind.base_model, kind.first.priority), []) if seen < LOOK_AHEAD else [kind]
         rated = [(_rate_cold(one, view, fleet), one.first, view) for one in alike for view in fleet.idle if fence.lets(one, view)]
         if rated:
             _, candidate, view = min(rated, key=itemgetter(0))
