@@ -16,6 +16,7 @@ import hiredis
 from redis import Redis as SyncRedis
 from redis._parsers import BaseParser
 from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry  # redis.retry's never awaits, so it never sees an error to retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -154,6 +155,11 @@ class _Answer(NamedTuple):
         return self.said
 
 
+class _Pipeline(Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        return list(await heed_cancel(super().execute(raise_on_error)))
+
+
 class _SharedClient(Redis):
     """redis-py's client, its single commands sent down one line. Each is tried `tries` times while connections break."""
 
@@ -188,16 +194,22 @@ class _SharedClient(Redis):
             await asyncio.sleep(RETRY_PAUSE_S)
         raise AssertionError("unreachable: the last try returns or raises")
 
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
     async def _open_line(self) -> _Line:
         """The line, opened by the first of those who miss it."""
         async with self._opening:
             if self._line is None or not self._line.is_open:
                 if self._line is not None:
                     await self._line.close()
-                connection = cast(Any, self.connection_pool).make_connection()
-                await connection.connect()
-                self._line = _Line(connection, self._timeout_s)
-            return self._line
+                await heed_cancel(self._connect())
+            return cast(_Line, self._line)
+
+    async def _connect(self) -> None:
+        connection = cast(Any, self.connection_pool).make_connection()
+        await connection.connect()
+        self._line = _Line(connection, self._timeout_s)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         if self._line is not None:
@@ -253,7 +265,7 @@ def translate_redis(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P
     @wraps(function)
     async def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await heed_cancel(function(*args, **kwargs))
+            return await function(*args, **kwargs)
         except FOREIGN as error:
             raise RedisUnavailable(f"Redis did not answer: {error}") from error
 

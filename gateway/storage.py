@@ -7,9 +7,8 @@ import io
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar, cast
 from urllib.parse import quote, urlsplit
@@ -177,27 +176,25 @@ class Storage:
         await self._call(self._client.head_bucket, Bucket=self.bucket)
 
     async def put(self, key: str, body: bytes, content_type: str) -> None:
-        async with self._after_first(key):
-            if self._session is None or self._credentials is None:
-                await self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
-            else:
-                await self._send_again(key, body, content_type)
-
-    @asynccontextmanager
-    async def _after_first(self, key: str) -> AsyncIterator[None]:
         """The first object of a folder goes alone: rclone, the laptop's S3, can lose one of two that make the folder at once (4 of 600)."""
         folder = key.rpartition("/")[0]
         if (first := self._folders.get(folder)) is not None:
             await first.wait()
-            yield
+            await self._put(key, body, content_type)
             return
         self._folders[folder] = first = asyncio.Event()
         try:
-            yield
+            await self._put(key, body, content_type)
         finally:
             first.set()
             if len(self._folders) > FOLDERS_KEPT:
                 self._folders.pop(next(iter(self._folders)))
+
+    async def _put(self, key: str, body: bytes, content_type: str) -> None:
+        if self._session is None or self._credentials is None:
+            await self._call(self._client.put_object, Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
+        else:
+            await self._send_again(key, body, content_type)
 
     async def _send_again(self, key: str, body: bytes, content_type: str) -> None:
         for pause_s in (*PUT_PAUSES_S, None):

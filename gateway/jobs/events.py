@@ -12,7 +12,7 @@ from contextlib import aclosing, contextmanager, suppress
 
 from gateway.errors import RedisUnavailable
 from gateway.jobs.model import TERMINAL, Event, EventKind
-from gateway.redis_client import FOREIGN, RedisClient, heed_cancel, translate_redis
+from gateway.redis_client import FOREIGN, RedisClient, translate_redis
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,8 @@ class EventFeed:
         while True:
             try:
                 await self._ask_again()
-                answer = await heed_cancel(self._reader.xread({FEED: self._position}, count=1000, block=BLOCK_MS))
+                # As Redis writes it: redis-py would make a dict of each entry first.
+                answer = await self._reader.ask("XREAD", "COUNT", 1000, "BLOCK", BLOCK_MS, "STREAMS", FEED, self._position)
                 pause_s = 0.05
             except FOREIGN as error:
                 log.warning("feed interrupted", extra={"error": str(error)})
@@ -170,30 +171,30 @@ class EventFeed:
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 2.0)
                 continue
-            for _, entries in answer or []:
+            for _, entries in answer.items() if isinstance(answer, dict) else answer or ():
                 self._deliver(entries)
 
     async def ask_for_previews(self, *job_ids: str) -> None:
         """Dispatchers send previews of these jobs for a while. Asked again for as long as somebody is subscribed to them."""
         for job_id in job_ids:
             fields = {"j": job_id, "k": PREVIEWS_ASKED, "s": "", "d": ""}
-            await heed_cancel(self._redis.xadd(FEED, fields, maxlen=FEED_LENGTH, approximate=True))
+            await self._redis.xadd(FEED, fields, maxlen=FEED_LENGTH, approximate=True)
 
     async def _ask_again(self) -> None:
         if time.monotonic() >= self._ask_due:
             self._ask_due = time.monotonic() + ASK_AGAIN_S
             await self.ask_for_previews(*(job_id for job_id, all_ in self._subscriptions.items() if any(one.previews for one in all_)))
 
-    def _deliver(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
-        for entry_id, fields in entries:
-            job_id, kind = fields[b"j"].decode(), fields[b"k"].decode()
+    def _deliver(self, entries: list[tuple[bytes, list[bytes]]]) -> None:
+        for entry_id, (_, raw_id, _, raw_kind, _, raw_status, _, data) in entries:
+            job_id, kind, status = raw_id.decode(), raw_kind.decode(), raw_status.decode()
             for observer in self._observers:
-                observer(job_id, kind, fields[b"s"].decode(), fields[b"d"])
-            if kind == EventKind.STATUS and fields[b"s"].decode() in TERMINAL:
+                observer(job_id, kind, status, data)
+            if kind == EventKind.STATUS and status in TERMINAL:
                 self._remember_end(job_id)
             listeners = self._subscriptions.get(job_id)
             if listeners and kind not in (WAKE, PREVIEWS_ASKED):
-                event = Event(entry_id.decode(), kind, fields[b"d"], fields[b"s"].decode())
+                event = Event(entry_id.decode(), kind, data, status)
                 for listener in listeners:
                     listener.offer(event)
         self._position = entries[-1][0].decode()
