@@ -23,10 +23,9 @@ class Credentials(NamedTuple):
     token: str | None = None
 
 
-def sign_put(credentials: Credentials, region: str, url: str, body: bytes, content_type: str, amz_date: str) -> dict[str, str]:
-    """Headers for a PUT of these bytes to this URL. `amz_date` is the time as `20260131T120000Z`."""
+def sign_put(credentials: Credentials, region: str, url: str, digest: str, content_type: str, amz_date: str) -> dict[str, str]:
+    """Headers for a PUT to this URL of the bytes with this SHA-256. `amz_date` is the time as `20260131T120000Z`."""
     host, path = _split(url)
-    digest = hashlib.sha256(body).hexdigest()
     headers = {"Content-Type": content_type, "X-Amz-Date": amz_date, "X-Amz-Content-SHA256": digest}
     signed = f"content-type:{content_type}\nhost:{host}\nx-amz-content-sha256:{digest}\nx-amz-date:{amz_date}\n"
     names = "content-type;host;x-amz-content-sha256;x-amz-date"

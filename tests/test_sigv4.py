@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
@@ -40,4 +41,5 @@ def test_the_headers_of_a_put_are_those_of_botocore(credentials: Credentials, ho
     request = AWSRequest("PUT", home + quote(key), data=body, headers={"Content-Type": "image/png"})
     S3SigV4Auth(BotoCredentials(*credentials), "s3", "us-east-1").add_auth(request)
     date = request.headers["X-Amz-Date"]
-    assert sign_put(credentials, "us-east-1", home + quote(key), body, "image/png", date) == dict(request.headers)
+    digest = hashlib.sha256(body).hexdigest()
+    assert sign_put(credentials, "us-east-1", home + quote(key), digest, "image/png", date) == dict(request.headers)

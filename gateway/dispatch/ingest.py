@@ -162,19 +162,19 @@ class Ingest:
         async with self._turn:
             picture = known if known else await self._retry(partial(self._fetch, client, spec, file, companion))
             key = f"generations/{spec.id}/{index}.{picture.extension}"
-            content_type = _type_of(picture.extension)
-            await self._retry(partial(self._storage.put, key, picture.body, content_type))
-        return Output(
-            index=index,
-            key=key,
-            content_type=content_type,
-            size_bytes=len(picture.body),
-            sha256=hashlib.sha256(picture.body).hexdigest(),
-            width=picture.width,
-            height=picture.height,
-            node_id=file.node_id,
-            name=file.filename,
-        )
+            output = Output(
+                index=index,
+                key=key,
+                content_type=_type_of(picture.extension),
+                size_bytes=len(picture.body),
+                sha256=hashlib.sha256(picture.body).hexdigest(),
+                width=picture.width,
+                height=picture.height,
+                node_id=file.node_id,
+                name=file.filename,
+            )
+            await self._retry(partial(self._storage.put, key, picture.body, output.content_type, output.sha256))
+        return output
 
     async def _fetch(self, client: ComfyClient, spec: JobSpec, file: OutputFile, companion: bool) -> Picture:
         """The picture as it will be stored. One that comes broken is as good as none: it is fetched again."""
