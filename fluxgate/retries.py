@@ -17,11 +17,13 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 PASSING_STATUSES = (502, 503, 504)
 # The other refusals with 503 (no_instance, ...) are answers: the same question gets them again.
 PASSING_CODES = (STRANGER, "redis_unavailable", "storage_unavailable", "unavailable")
+# The first request with the same Idempotency-Key is still at work; its answer is coming.
+IN_USE = "idempotency_key_in_use"
 
 
 def is_passing(error: ApiError) -> bool:
     """Whether the same request may be taken in a moment."""
-    return error.status in PASSING_STATUSES and error.code in PASSING_CODES
+    return error.code == IN_USE or (error.status in PASSING_STATUSES and error.code in PASSING_CODES)
 
 
 def persist(steps: Steps[T], patience_s: float) -> Steps[T]:
@@ -59,10 +61,11 @@ def _choose_pause(ask: Ask, answer: httpx.Response, pause_s: float) -> float | N
         # It was refused before anything was done. Without a time there is none to wait for.
         after = answer.headers.get("Retry-After", "")
         return max(float(after), pause_s) if after.isascii() and after.isdecimal() else None
-    if answer.status_code not in PASSING_STATUSES or not ask.is_repeatable:
+    is_passing_status = answer.status_code in PASSING_STATUSES
+    if not ask.is_repeatable or not (is_passing_status or answer.status_code == httpx.codes.CONFLICT):
         return None
     try:
         read_answer(answer)
     except ApiError as error:
-        return pause_s if ask.is_foreign or is_passing(error) else None
+        return pause_s if (ask.is_foreign and is_passing_status) or is_passing(error) else None
     return None

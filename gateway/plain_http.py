@@ -73,10 +73,11 @@ class _Exchange(asyncio.Protocol):
         self._pieces, self._head_bytes, self._is_in_head, self._has_length = [], 0, True, False
         self.has_heard, self._heard_s = False, time.monotonic()
         self._deadline_s, self._silence_s = deadline_s, silence_s
-        self._answer = self._loop.create_future()
+        answer = self._answer = self._loop.create_future()
         self._check_clock()
-        self._transport.write(request)
-        return self._answer
+        if not answer.done():
+            self._transport.write(request)
+        return answer
 
     def _check_clock(self) -> None:
         """One timer for both bounds; most requests are answered long before it."""
@@ -184,7 +185,9 @@ class PlainHost:
             except ConnectionError:
                 if kept.has_heard or method not in _REPEATABLE:
                     raise
-        return await self._exchange(await self._connect(min(CONNECT_S, timeout_s)), head + body, deadline_s, silence_s)
+        if (left_s := deadline_s - time.monotonic()) <= 0:
+            raise TimeoutError("there was no time left for another connection")
+        return await self._exchange(await self._connect(min(CONNECT_S, left_s)), head + body, deadline_s, silence_s)
 
     def _take_kept(self) -> _Exchange | None:
         now = time.monotonic()

@@ -288,3 +288,13 @@ def test_a_server_is_known_by_its_name_and_port() -> None:
 def test_the_loop_of_production_does_the_same(scene: Callable[[], Coroutine[None, None, None]]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scene())
+
+
+async def test_time_that_is_up_before_the_request_is_sent_is_a_timeout() -> None:
+    server = Server(OK)
+    async with asking(server) as host:
+        assert await host.request("GET", "/", timeout_s=5) == (200, b"ok")
+        for _ in range(2):  # on the kept connection, and on the way to a new one
+            with pytest.raises(TimeoutError):
+                await host.request("GET", "/", timeout_s=0)
+        assert len(server.requests) == 1

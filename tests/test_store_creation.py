@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.errors import RedisUnavailable, TooManyRequests, Unprocessable
-from gateway.jobs.model import Job, JobError, JobStatus, Output
-from gateway.jobs.records import Claim, IdempotencyKey, Limits
+from gateway.jobs.model import Job, JobError, JobStatus, Output, new_job_id
+from gateway.jobs.records import Claim, IdempotencyKey, Limits, Made
 from gateway.jobs.store import JobStore
 from gateway.redis_client import RedisClient, connect_redis
 from local.child import pick_free_port
@@ -198,3 +198,29 @@ async def test_every_call_says_redis_is_away() -> None:
         with pytest.raises(RedisUnavailable):
             await call
     await redis.aclose()
+
+
+async def test_who_has_a_job_as_it_was_made_is_told_no_more_than_that_it_is_claimed(store: JobStore) -> None:
+    specs = [make_spec(f"gen_{number}", cache_key=f"key{number}") for number in range(2)]
+    for spec in specs:
+        await store.create(spec, GRAPH, reuse=True)
+    claims = [await take(store, spec.id, made=Made(Job(spec=spec), GRAPH)) for spec in specs]
+    for taken in claims:
+        stored = await store.load(taken.id)
+        assert taken.job == stored
+        assert taken.graph == GRAPH
+    assert await store.requeue(claims[0], avoid=("a",)) == "queued"
+    again = await take(store, specs[0].id, instance="b", made=Made(Job(spec=specs[0]), GRAPH))
+    assert (again.job.attempts, again.job.avoid) == (2, ("a",)), "what was written since it was made counts"
+
+
+async def test_places_of_expired_records_leave_every_callers_list(store: JobStore, redis_client: RedisClient) -> None:
+    month_ms = 30 * 24 * 3600 * 1000
+    for number in range(150):
+        for caller in ("ann", "bob"):
+            spec = make_spec(new_job_id(), caller=caller, created_ms=START_MS + number * month_ms)
+            await store.create(spec, GRAPH)
+            await store.cancel(spec.id)
+    for index in ("fluxgate:jobs:ann", "fluxgate:jobs:bob", "fluxgate:jobs"):
+        # One id in sixteen sweeps: that none of a hundred did is as likely as to guess a number of two digits.
+        assert await redis_client.zcard(index) < 120

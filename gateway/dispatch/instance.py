@@ -227,11 +227,12 @@ class Instance:
         """After a connection: it may be another process. One that has run nothing has nothing loaded. False: ask again."""
         if await self.client.has_run():
             return True
-        if self.held or await store.slots_used(self.id):
+        if self.held or await store.slots_used(self.id) or self.held:
             # What is on its way there is known better than what was.
             return False
         await store.forget_warm(self.id)
-        self.load = Load(self.load.slots_used, None, frozenset())
+        if not self.held:
+            self.load = Load(self.load.slots_used, None, frozenset())
         return True
 
     async def look_again(self) -> None:

@@ -170,7 +170,7 @@ class Prompt:
                 await self.stop_on_instance()
             elif not self._has_ended and self._heard_lately():
                 continue
-            if self._has_ended and self._heard_it_all():
+            if (had_ended := self._has_ended) and self._heard_it_all():
                 return HistoryEntry.heard(self._outputs)
             known, entry = await self._patiently(self._look)
             if passed is not None and (not known or (entry is not None and entry.was_interrupted)):
@@ -181,8 +181,8 @@ class Prompt:
                 if self.stop_wanted:
                     return None
                 raise GoneFromInstance
-            # The end marker came but history is not there: keep asking, without hurry.
-            self._has_ended = False
+            # The end marker came but history is not there: keep asking, without hurry. One that came meanwhile is looked into at once.
+            self._has_ended = self._has_ended and not had_ended
 
     async def _wait_for_news(self, most_s: float) -> None:
         # A timer of the loop's is a fifth of asyncio.timeout, and each job waits here.
@@ -214,6 +214,9 @@ class Prompt:
     async def _look(self) -> tuple[bool, HistoryEntry | None]:
         """Whether the instance knows the prompt, and how it ended. Queue first: leaving it and entering history is one step."""
         client = self.instance.client
+        if self._has_ended and self._heard_it_all():
+            # It came while the instance was asked in vain.
+            return True, HistoryEntry.heard(self._outputs)
         if self._has_ended:
             entry = await client.history(self.id)
             if entry is not None:

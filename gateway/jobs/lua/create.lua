@@ -5,7 +5,6 @@
 --       · {'queue_full', depth} · {'caller_full', jobs, limit} · {'gpu_spent', seconds, limit}
 --       · {'stale'}: another item of the batch is next, or none
 -- One step: either all of it happened or none, so a retry after a lost answer finds what the first try did.
-local SWEEP = 16
 local id, caller, priority = ARGV[2], ARGV[3], ARGV[4]
 local key, twin, reuse, idempotency = job_key(id), ARGV[10], ARGV[11] == '1', ARGV[14]
 if redis.call('EXISTS', key) == 1 then return {'created'} end
@@ -38,7 +37,7 @@ redis.call('SET', 'fluxgate:graph:' .. id, ARGV[7])
 for _, index in ipairs({'fluxgate:jobs', 'fluxgate:jobs:' .. caller}) do
   redis.call('ZADD', index, ARGV[5], id)
   -- Records that old have expired: their places in the lists go with them, now and then.
-  if sequence % SWEEP == 0 then redis.call('ZREMRANGEBYSCORE', index, '-inf', ARGV[17]) end
+  if string.sub(id, -1) == '0' then redis.call('ZREMRANGEBYSCORE', index, '-inf', ARGV[17]) end
 end
 redis.call('SADD', 'fluxgate:active:' .. caller, id)
 
