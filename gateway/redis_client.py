@@ -156,6 +156,8 @@ class _Answer(NamedTuple):
 
 
 class _Pipeline(Pipeline):
+    """redis-py reads its answers, and so may swallow a cancellation."""
+
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         return list(await heed_cancel(super().execute(raise_on_error)))
 
@@ -218,7 +220,10 @@ class _SharedClient(Redis):
 
 
 class Script:
-    """A Lua script without keys, called by its hash. redis-py's own goes through six more calls for that."""
+    """A Lua script without keys, called by its hash: for those that every job runs, as redis-py's own goes through six more calls.
+
+    It is no replacement for `register_script`, whose form redis-py's locks rely on.
+    """
 
     def __init__(self, redis: RedisClient, source: str) -> None:
         """`redis` is one of `connect_redis`."""

@@ -278,18 +278,12 @@ class Dispatcher:
             self._audience.note(job_id)
         if kind != EventKind.STATUS:
             return
-        if status != JobStatus.QUEUED:
-            self._line.take_made(job_id)
         if status == JobStatus.QUEUED:
-            if job_id in self._expected:
-                self._expected.discard(job_id)
-                return
-            try:
-                self._line.join(job_id, data)
-            except ValidationError:
-                log.warning("unreadable status event", extra={"job_id": job_id})
-            self._wake.set()
-        elif status == JobStatus.CANCELING:
+            self._note_queued(job_id, data)
+            return
+        # It was claimed or has ended: as it was made it is of no more use.
+        self._line.take_made(job_id)
+        if status == JobStatus.CANCELING:
             if job_id in self._executions:
                 self._executions[job_id].cancel()
         elif status in TERMINAL:
@@ -297,6 +291,16 @@ class Dispatcher:
             self._expected.discard(job_id)
             self._line.leave(job_id)
             self._wake_if_any_waits()
+
+    def _note_queued(self, job_id: str, data: bytes) -> None:
+        if job_id in self._expected:
+            self._expected.discard(job_id)
+            return
+        try:
+            self._line.join(job_id, data)
+        except ValidationError:
+            log.warning("unreadable status event", extra={"job_id": job_id})
+        self._wake.set()
 
     # -- executions --------------------------------------------------------------------------------------------
 

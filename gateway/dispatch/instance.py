@@ -228,7 +228,7 @@ class Instance:
         if await self.client.has_run():
             return True
         if self.held or await store.slots_used(self.id) or self.held:
-            # What is on its way there is known better than what was.
+            # What is on its way there, or was placed while Redis was asked, is known better than what was.
             return False
         await store.forget_warm(self.id)
         if not self.held:
